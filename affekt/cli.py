@@ -1,0 +1,269 @@
+"""The `affekt` command: reads arguments, calls the rooms, prints what they return.
+
+A room is imported when its command runs, so `affekt --help` answers without loading torch.
+"""
+
+import difflib
+import json
+import os
+import sys
+from contextlib import AbstractContextManager
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from affekt import __version__
+from affekt.data.errors import AffektError, DataError, SettingsError
+from affekt.progress import Report, progress
+
+app = typer.Typer(
+    help="Learn what people express from video with sound, without labels, and measure what was learned.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SHIPPED = resources.files("affekt.launch")
+TYPER_USAGE_ERROR = 2  # what typer leaves with; here 2 means bad data and usage is 1
+INTERRUPTED = 130
+# Cores this process may use, which a batch system or container often limits below what the machine has.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+HOW_TO_GO_ON = {
+    "synth": "finished clips are kept; the same command goes on from there",
+    "prepare": "finished shards are kept; the same command goes on from there",
+    "pretrain": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
+    "demo": "what is finished is kept; the same command goes on from there",
+}
+
+Seed = Annotated[int, typer.Option(help="Same seed and arguments, same result.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that work side by side.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines, and no progress.")]
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped experiment.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, as in `train.steps=200`.")
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and stop.")]
+
+
+def run(args: list[str]) -> int:
+    """Run one command; messages instead of tracebacks for errors raised on purpose. Returns the exit code."""
+    try:
+        app(args)
+    except AffektError as error:
+        print(f"affekt: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(
+            f"affekt: {error.filename or args[0]}: {error.strerror or error}; nothing finished is lost", file=sys.stderr
+        )
+        return DataError.exit_code
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
+        if code == INTERRUPTED:
+            print(f"affekt: interrupted; {HOW_TO_GO_ON.get(args[0], 'run the command again')}", file=sys.stderr)
+        return 1 if code == TYPER_USAGE_ERROR else code
+    return 0
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"affekt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder to write clips/ and manifest.csv into.")],
+    clips: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 240,
+    speakers: Annotated[int, typer.Option(min=1, help="Number of speakers, split into train, dev and test.")] = 24,
+    seed: Seed = 0,
+    conflict: Annotated[float, typer.Option(min=0, max=1, help="Share of clips whose voice and face disagree.")] = 0.0,
+    noise: Annotated[float, typer.Option(min=0, max=10, help="Factor on the noise in the sound.")] = 1.0,
+    missing: Annotated[float, typer.Option(min=0, max=1, help="Share of clips that lack a stream.")] = 0.0,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Length of a clip.")] = 3.0,
+    workers: Workers = CORES,
+    as_json: AsJson = False,
+) -> None:
+    """Make a corpus of procedural talking faces with six emotions in voice and face."""
+    from affekt.data.synth.corpus import synthesise
+
+    with progress("synth", quiet=as_json) as report:
+        manifest = synthesise(
+            out,
+            clips=clips,
+            speakers=speakers,
+            seed=seed,
+            conflict=conflict,
+            noise=noise,
+            missing=missing,
+            seconds=seconds,
+            workers=workers,
+            progress=report,
+        )
+    _answer(as_json, {"clips": clips, "manifest": str(manifest)}, f"{clips} clips, described in {manifest}")
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="A folder of media, a manifest (.csv, .jsonl, .txt, .lst) or a file.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write shards, index, quarantine list and summary into.")],
+    overrides: Overrides = None,
+    size: Annotated[int | None, typer.Option(help="Side of the face crop in pixels; default 160.")] = None,
+    face: Annotated[str | None, typer.Option(help="haar (default), center, or package.module:callable.")] = None,
+    face_fallback: Annotated[
+        str | None, typer.Option(help="For clips without a face: quarantine (default) or center.")
+    ] = None,
+    picture: Annotated[str | None, typer.Option(help="Stored as mjpeg (default, fast) or mp4 (small).")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="Take only these rows of the manifest; repeat for more."),
+    ] = None,
+    workers: Workers = CORES,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards made with other settings.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn foreign media into shards: face crops at 25 fps, sound at 16 kHz, one clock; other settings as KEY=VALUE."""
+    from affekt.data.prepare import PrepareSettings
+    from affekt.data.prepare import prepare as make_shards
+    from affekt.data.settings import apply_overrides
+
+    named = {"size": size, "face": face, "face_fallback": face_fallback, "picture": picture}
+    given = {key: value for key, value in named.items() if value is not None}
+    settings = PrepareSettings.parse(apply_overrides(given, overrides or []), "prepare")
+    with progress("prepare", quiet=as_json) as report:
+        summary = make_shards(source, out, settings, workers, report, overwrite, _conditions(where or []))
+    causes = ", ".join(f"{count} {cause}" for cause, count in summary["quarantined"].items())
+    left_out = f"; left out: {causes}, each listed in {out / 'quarantine.jsonl'}" if causes else ""
+    text = f"{summary['prepared']} of {summary['clips']} clips are in {out}, shards: {summary['shards']}{left_out}"
+    _answer(as_json, summary, text)
+
+
+@app.command()
+def pretrain(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None, typer.Option(help="auto (go on or begin), latest (go on), or the path of a checkpoint.")
+    ] = None,
+    allow_change: Annotated[
+        list[str] | None, typer.Option(help="A setting that may differ from the resumed run's; can be repeated.")
+    ] = None,
+    print_config: PrintConfig = False,
+    as_json: AsJson = False,
+) -> None:
+    """Learn from shards without labels; several processes with `torchrun -m affekt pretrain ...`."""
+    path = _experiment(config)
+    from affekt.pretrain.settings import PretrainSettings
+
+    settings = PretrainSettings.read(path, overrides or [])
+    if print_config:
+        print(settings.to_yaml(), end="")
+        return
+    from affekt.pretrain.loop import pretrain as train
+
+    with progress("pretrain", "steps", quiet=as_json, lines=False) as report:
+        run = train(settings, resume, tuple(allow_change or ()), lambda step, total, values: report(step, total))
+    if int(os.environ.get("RANK", 0)) == 0:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        _answer(as_json, {"run": str(run), **summary}, f"trained; next: affekt export {run} {run / 'export'}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a pre-training run.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; an export that stands there is replaced.")],
+    checkpoint: Annotated[str, typer.Option(help="latest, or the path of a checkpoint.")] = "latest",
+    as_json: AsJson = False,
+) -> None:
+    """Write the encoders of a run, with their preprocessing, as a folder that `affekt.load` reads."""
+    from affekt.pretrain.export import export as write
+
+    folder = write(run, out, checkpoint)
+    _answer(as_json, {"export": str(folder)}, f'written; next: affekt probe, or affekt.load("{folder}") in Python')
+
+
+@app.command()
+def probe(
+    config: Config, overrides: Overrides = None, print_config: PrintConfig = False, as_json: AsJson = False
+) -> None:
+    """Measure what frozen features are worth, beside untrained encoders and plain statistics; writes report.html."""
+    path = _experiment(config)
+    from affekt.finetune.probe import ProbeSettings
+    from affekt.finetune.probe import probe as measure
+
+    settings = ProbeSettings.read(path, overrides or [])
+    if print_config:
+        print(settings.to_yaml(), end="")
+        return
+    with progress("features", "windows", quiet=as_json) as report:
+        results = measure(settings, report)
+    _show(results, settings.output / "report.html", as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the corpus, the run and the report.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    workers: Workers = CORES,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what stands in the folder and start over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go the whole way on the built-in corpus, on a CPU, and write a report to look at."""
+    from affekt.demo import demo as go
+
+    def show(stage: str, unit: str) -> AbstractContextManager[Report]:
+        return progress(stage, unit, quiet=as_json, lines=stage != "pretrain")  # that one writes lines of its own
+
+    results = go(out, seed, workers, show, fresh)
+    _show(results, Path(results["report"]), as_json)
+    if not as_json:
+        print(", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in results["seconds_by_stage"].items()))
+
+
+def _experiment(config: str) -> Path:
+    """The file that CONFIG names: a path, or a shipped experiment by its bare name."""
+    if Path(config).is_file():
+        return Path(config)
+    shipped = {path.name.removesuffix(".yaml"): path for path in SHIPPED.iterdir() if path.name.endswith(".yaml")}
+    if config.removesuffix(".yaml") in shipped:
+        return Path(str(shipped[config.removesuffix(".yaml")]))
+    near = difflib.get_close_matches(config, shipped, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"shipped experiments: {', '.join(sorted(shipped)) or 'none'}"
+    raise SettingsError(f"{config}: neither a file nor the name of a shipped experiment; {hint}")
+
+
+def _conditions(pairs: list[str]) -> dict[str, list[str]]:
+    """`["split=train", "split=dev"]` -> `{"split": ["train", "dev"]}`."""
+    conditions: dict[str, list[str]] = {}
+    for pair in pairs:
+        column, equals, value = pair.partition("=")
+        if not (column and equals):
+            raise SettingsError(f"--where {pair}: not of the form COLUMN=VALUE")
+        conditions.setdefault(column, []).append(value)
+    return conditions
+
+
+def _answer(as_json: bool, values: dict[str, Any], text: str) -> None:
+    print(json.dumps(values, ensure_ascii=False) if as_json else text)
+
+
+def _show(results: dict[str, Any], report: Path, as_json: bool) -> None:
+    from affekt.finetune.results import show_table
+
+    if as_json:
+        print(json.dumps(results, ensure_ascii=False))
+    else:
+        show_table(results, Console())
+        print(f"report: {report}")

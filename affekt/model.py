@@ -1,0 +1,89 @@
+"""An exported encoder together with the way from a media file to its embeddings."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from affekt.data.batch import Batch, Row, collate
+from affekt.data.clip import PreparedClip, PrepareSettings
+from affekt.data.decode import View, window_starts
+from affekt.data.errors import DataError
+from affekt.data.workers import prepare_clip_safely
+from affekt.pretrain.encoder import Encoder
+from affekt.pretrain.export import load_encoder
+
+WINDOWS_PER_BATCH = 16
+
+
+class Model:
+    """What `affekt.load` returns. `encoder` is the torch module underneath, on `device`."""
+
+    def __init__(self, encoder: Encoder, device: torch.device | str = "cpu"):
+        self.encoder = encoder.to(device).eval()
+        self.device = torch.device(device)
+        self.prepare_settings = PrepareSettings.parse(encoder.prepare, "preprocess.json")
+
+    @property
+    def streams(self) -> str:
+        """The streams the encoder was trained on: both, video or audio."""
+        return self.encoder.streams
+
+    def embed(self, clip: str | Path | PreparedClip | Batch, windows: int = 4) -> dict[str, Tensor]:
+        """L2-normalised float32 embeddings by stream.
+
+        For a media file or prepared clip: `{"video": (D,), "audio": (D,), "both": (2 D,)}`, the mean over at most
+        `windows` evenly spaced windows, normalised again. A stream that the file lacks has no entry. For a `Batch` of
+        B views: the same keys with (B, D), NaN in rows that lack the stream.
+
+        A file is read, face-cropped and resampled as the training clips were, in a process of its own that is ended at
+        a deadline. Raises MediaError where it cannot be read or shows no face, DataError where it holds no stream that
+        the encoder knows.
+        """
+        if isinstance(clip, Batch):
+            return self.encoder.embed(clip.to(self.device))
+        name = "clip" if isinstance(clip, PreparedClip) else str(clip)
+        if not isinstance(clip, PreparedClip):
+            clip = prepare_clip_safely(clip, self.prepare_settings)
+        per_window: dict[str, list[Tensor]] = {}
+        for batch in self._batches(clip, windows):
+            for stream, x in self.encoder.embed(batch.to(self.device)).items():
+                per_window.setdefault(stream, []).append(x)
+        means = {stream: torch.cat(parts).mean(0) for stream, parts in per_window.items()}
+        known = {stream: normalize(x, dim=0).cpu() for stream, x in means.items() if not x.isnan().any()}
+        if not known:
+            raise DataError(f"{name}: holds no stream of this encoder, which knows {self.streams}")
+        return known
+
+    def _batches(self, clip: PreparedClip, windows: int) -> Iterator[Batch]:
+        window = self.encoder.window
+        rows = [
+            Row(id="clip", view=cut_window(clip, window, start))
+            for start in window_starts(clip.record["duration"], window, windows)
+        ]
+        for at in range(0, len(rows), WINDOWS_PER_BATCH):
+            yield collate(rows[at : at + WINDOWS_PER_BATCH], window, self.prepare_settings.size, self.streams)
+
+
+def cut_window(clip: PreparedClip, window, start: float) -> View:
+    """The window from `start` seconds, as `decode_window` cuts it from a shard."""
+    first = round(start * window.fps)
+    video = audio = None
+    valid = 0
+    if clip.frames is not None:
+        frames = np.minimum(first + np.arange(window.num_frames) * window.frame_stride, len(clip.frames) - 1)
+        video = clip.frames[frames]
+    if clip.waveform is not None:
+        at = round(first / window.fps * window.sample_rate)
+        sound = clip.waveform[at : at + window.audio_samples]
+        valid = len(sound)
+        audio = np.pad(sound, (0, window.audio_samples - valid))
+    return View(video, audio, valid)
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
+    """Load a folder written by `affekt export`. Raises CheckpointError with the reason when it is refused."""
+    return Model(load_encoder(folder), device)

@@ -1,0 +1,147 @@
+"""From the bytes of a clip to one window of it: only the frames that are needed, and the sound under them."""
+
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+import soundfile
+from pydantic import Field
+
+from affekt.data.settings import Settings
+from affekt.data.shards import Sample, SampleError, ShardIndex
+
+# Of a log-mel frame at 16 kHz, in samples: 25 ms long, every 10 ms (Kaldi's defaults).
+FRAME_LENGTH, FRAME_SHIFT = 400, 160
+
+
+class Window(Settings):
+    """What one view of a clip holds: `num_frames` pictures, `frame_stride` apart, and `mel_frames` frames of sound."""
+
+    num_frames: int = Field(16, ge=1)
+    frame_stride: int = Field(4, ge=1)
+    mel_frames: int = Field(256, ge=1)
+    fps: int = Field(25, ge=1)
+    sample_rate: int = Field(16000, ge=1)
+
+    @property
+    def audio_samples(self) -> int:
+        """Samples of sound that give exactly `mel_frames`: 41,200 for 256."""
+        return FRAME_LENGTH + (self.mel_frames - 1) * FRAME_SHIFT
+
+    @property
+    def duration(self) -> float:
+        """Seconds of a clip that hold every picture and sample of the window."""
+        pictures = ((self.num_frames - 1) * self.frame_stride + 1) / self.fps
+        return max(pictures, self.audio_samples / self.sample_rate)
+
+
+class View(NamedTuple):
+    """A decoded window: video uint8 (T, H, W, 3) and audio float32 (S,), None where absent or not asked for.
+
+    The first `audio_valid` samples are sound, the rest zeros after its end.
+    """
+
+    video: np.ndarray | None
+    audio: np.ndarray | None
+    audio_valid: int
+
+
+def random_start(duration: float, window: Window, u: float) -> float:
+    """The start in seconds, on a frame, that `u` in [0, 1) chooses among all where the window lies in the clip."""
+    return int(u * (_last_start(duration, window) + 1)) / window.fps
+
+
+def window_starts(duration: float, window: Window, n: int) -> list[float]:
+    """At most `n` different starts in seconds, evenly spaced over the clip; one alone lies in the middle."""
+    last = _last_start(duration, window)
+    frames = [last // 2] if n == 1 else sorted({round(i * last / (n - 1)) for i in range(n)})
+    return [frame / window.fps for frame in frames]
+
+
+def _last_start(duration: float, window: Window) -> int:
+    return max(0, int((duration - window.duration) * window.fps + 1e-6))
+
+
+def decode_window(index: ShardIndex, sample: Sample, window: Window, start: float, streams: str = "both") -> View:
+    """One window of a clip from `start` seconds; the sound begins at the time stamp of the first picture.
+
+    A clip that ends inside the window has its last picture repeated and its sound padded with zeros. Raises SampleError
+    (cause `checksum`, `read` or `decode`) when the clip is damaged.
+    """
+    first = round(start * window.fps)
+    video, audio, valid = None, None, 0
+    if sample.has_video and streams != "audio":
+        frames = np.minimum(first + np.arange(window.num_frames) * window.frame_stride, sample.frames - 1)
+        video = decode_frames(index, sample, frames)
+    if sample.has_audio and streams != "video":
+        audio = np.zeros(window.audio_samples, np.float32)
+        sound = decode_sound(index, sample, round(first / window.fps * window.sample_rate), window.audio_samples)
+        valid = len(sound)
+        audio[:valid] = sound
+    return View(video, audio, valid)
+
+
+def decode_frames(index: ShardIndex, sample: Sample, frames: np.ndarray) -> np.ndarray:
+    """The pictures with these ascending numbers (repeats allowed): uint8 (T, size, size, 3), RGB."""
+    size = index.header["size"]
+    member = "mjpeg" if "mjpeg" in sample.members else "mp4"
+    content = index.read(sample, member)
+    wanted, places = np.unique(frames, return_inverse=True)
+    try:
+        pictures = (_from_mjpeg if member == "mjpeg" else _from_mp4)(content, sample, wanted, size)
+    except SampleError:
+        raise
+    except Exception as error:  # decoders raise classes of their own; whatever they say, the clip is at fault
+        raise _undecodable(index, sample, member, error) from error
+    return pictures if len(wanted) == len(frames) else pictures[places]
+
+
+def decode_sound(index: ShardIndex, sample: Sample, start: int, count: int) -> np.ndarray:
+    """Up to `count` samples of sound from sample `start` on: float32 (n,); fewer at the end of the clip."""
+    content = index.read(sample, "flac")
+    expected = max(0, min(count, sample.samples - start))
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            file.seek(min(start, sample.samples))
+            sound = file.read(expected, dtype="float32")
+    except (RuntimeError, ValueError) as error:  # soundfile.LibsndfileError is a RuntimeError
+        raise _undecodable(index, sample, "flac", error) from error
+    if sound.shape != (expected,):
+        raise _undecodable(index, sample, "flac", f"{sound.shape} samples at {start}, expected ({expected},)")
+    return sound
+
+
+def _from_mjpeg(content: bytes, sample: Sample, frames: np.ndarray, size: int) -> np.ndarray:
+    ends = np.cumsum(sample.frame_sizes)
+    pictures = np.empty((len(frames), size, size, 3), np.uint8)
+    view = memoryview(content)
+    for picture, frame in zip(pictures, frames):
+        jpeg = view[ends[frame] - sample.frame_sizes[frame] : ends[frame]]
+        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+        if (height, width) != (size, size):
+            raise ValueError(f"frame {frame} is {width}x{height}, the index says {size}x{size}")
+        simplejpeg.decode_jpeg(jpeg, "RGB", buffer=picture)
+    return pictures
+
+
+def _from_mp4(content: bytes, sample: Sample, frames: np.ndarray, size: int) -> np.ndarray:
+    import decord  # only here: the usual shards hold JPEG pictures, and loading it takes a moment
+
+    reader = decord.VideoReader(io.BytesIO(content), num_threads=1)
+    if len(reader) != sample.frames:
+        raise ValueError(f"{len(reader)} frames, the index says {sample.frames}")
+    pictures = np.empty((len(frames), size, size, 3), np.uint8)
+    for picture, frame in zip(pictures, frames.tolist()):
+        # One by one, because `get_batch` fails at widths such as 96: decord pads rows to 64 pixels and, where that
+        # comes out even, takes the padding for more channels.
+        rows = reader[frame].asnumpy()
+        if rows.shape[:2] != (size, size):
+            raise ValueError(f"frame {frame} is {rows.shape[1]}x{rows.shape[0]}, the index says {size}x{size}")
+        picture[...] = rows.reshape(size, -1)[:, : 3 * size].reshape(size, size, 3)
+    return pictures
+
+
+def _undecodable(index: ShardIndex, sample: Sample, member: str, error: Any) -> SampleError:
+    where = index.root / index.shard_name(sample)
+    return SampleError(f"{where}: clip {sample.id}, member {member}: cannot be decoded: {error}", "decode")

@@ -1,0 +1,126 @@
+"""From decoded frames at their own times to upright RGB frames at a constant rate."""
+
+import math
+
+import numpy as np
+
+from affekt.data.container import Limits, MediaError
+
+SLACK = 1e-6  # of a frame: rounding of seconds must not cost one
+
+
+class FramePicker:
+    """Takes frames in order of time and keeps, for every tick of the constant rate, the one nearest to it.
+
+    Ticks begin at `begin` or the first frame, whichever is later, and each lasts 1 / fps before `stop` and before the
+    last frame's own end. `frames` is uint8 (T, H, W, 3).
+    """
+
+    def __init__(self, begin: float, stop: float, fps: float, limits: Limits, aspect: float, announced: float):
+        """`aspect` is the width of a pixel in heights, `announced` the seconds that the header promises."""
+        self.begin, self.stop, self.fps, self.limits = begin, stop, fps, limits
+        self.first = math.nan  # seconds of the first frame
+        self.count = 0  # ticks that have their frame
+        self.widest = 0.0  # seconds between two neighbours
+        self._aspect = aspect if 0.1 < aspect < 10 else 1.0
+        self._announced = announced
+        self._before: tuple[float, object] | None = None  # the newest frame, not yet known to be the nearest of a tick
+        self._array: np.ndarray | None = None  # the same, converted, when a tick has used it
+        self._shown = 0.0  # seconds between the two newest frames
+        self._room = np.empty((0, 2, 2, 3), np.uint8)  # one array, not a list to stack: most of the memory is here
+        self._size: tuple[int, int] | None = None
+        self._matrix: tuple[int, int, int, int] | None = None
+
+    def add(self, time: float, frame) -> bool:
+        """Take the next frame; False when no later one can matter."""
+        if self._before is None:
+            self.first = time
+            self.begin = max(self.begin, time)
+            self.stop = min(self.stop, self.begin + self.limits.max_duration)
+            self._size = self._target_size(frame)
+            self._matrix = display_matrix(frame)  # once: asking keeps a frame in memory until the next collection
+        elif time > self._before[0]:
+            self._shown = time - self._before[0]
+            self.widest = max(self.widest, self._shown)
+            self._fill((self._before[0] + time) / 2)
+        else:
+            return True  # a time stamp that steps back has no place
+        self._before, self._array = (time, frame), None
+        return self.count < self._ticks(self.stop)
+
+    def finish(self) -> None:
+        """The last frame lasts as long as the one before it."""
+        if self._before is None:
+            return
+        end = min(self._before[0] + (self._shown or 1 / self.fps), self.stop)
+        self.count = min(self.count, self._ticks(end))
+        self._fill(math.inf, self._ticks(end))
+
+    @property
+    def frames(self) -> np.ndarray:
+        return self._room[: self.count]
+
+    @property
+    def flags(self) -> list[str]:
+        blank = all(frame.std() < 2 for frame in self.frames[:: max(self.count // 8, 1)])
+        return ["picture_gap"] * (self.widest > 0.5) + ["blank"] * blank
+
+    def _ticks(self, end: float) -> int:
+        return max(math.floor((end - self.begin) * self.fps + SLACK), 0)
+
+    def _fill(self, until: float, count: int | None = None) -> None:
+        """Give the newest frame to every open tick up to `until` seconds."""
+        count = self._ticks(self.stop) if count is None else count
+        while self.count < count and self.begin + self.count / self.fps <= until:
+            if self._array is None:
+                self._array = self._convert(self._before[1])
+            if self.count == len(self._room):
+                self._grow()
+            self._room[self.count] = self._array
+            self.count += 1
+
+    def _grow(self) -> None:
+        """Room for what is announced, or for twice as much as there is; memory is only taken where it is filled."""
+        expected = self._ticks(min(self.stop, self.begin + self._announced)) + 2
+        room = np.empty((max(expected, 2 * self.count), *self._array.shape), np.uint8)
+        if self.count:
+            room[: self.count] = self.frames
+        self._room = room
+
+    def _target_size(self, frame) -> tuple[int, int]:
+        """(width, height) with square pixels, scaled down so that all frames of the clip fit the limit."""
+        width, height = frame.width * self._aspect, float(frame.height)
+        if width * height > self.limits.max_pixels:
+            raise MediaError("too_many_pixels", f"frames of {width:.0f} x {height:.0f} pixels")
+        seconds = min(self.stop - self.begin, self._announced)
+        room = self.limits.frame_bytes / max(seconds * self.fps, 1) / 3
+        scale = min(1.0, math.sqrt(room / (width * height)))
+        return max(round(width * scale), 2), max(round(height * scale), 2)
+
+    def _convert(self, frame) -> np.ndarray:
+        width, height = self._size
+        picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+        return upright(picture, self._matrix)
+
+
+def display_matrix(frame) -> tuple[int, int, int, int] | None:
+    """(a, b, c, d) of the container's rotation: pixel (x, y) is shown at (a x + c y, b x + d y). None if not told."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5]
+    return int(a), int(b), int(c), int(d)
+
+
+def upright(picture: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
+    """Turn (H, W, 3) by the nearest quarter turn, with its mirroring."""
+    if matrix is None:
+        return picture
+    a, b, c, d = matrix
+    if abs(b) > abs(a):  # x goes to y: a quarter turn
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    if a < 0:
+        picture = picture[:, ::-1]
+    if d < 0:
+        picture = picture[::-1]
+    return np.ascontiguousarray(picture)

@@ -1,0 +1,159 @@
+"""`affekt prepare`: a source of clips into a folder of shards with an index, a quarantine list and a summary.
+
+The source is taken in blocks of `clips_per_shard` clips; the usable clips of a block make one shard. A block is done
+when its note is on the disk, written after its shard; an interrupted run goes on with the first block without a note.
+Outcomes are taken in the order of the source, so the shards do not depend on the number of processes.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from affekt.data.clip import PreparedClip, PrepareSettings, encode_clip, prepare_clip
+from affekt.data.errors import DataError, SettingsError
+from affekt.data.face import find_detectors
+from affekt.data.manifest import Clip, describe, list_media, read_source
+from affekt.data.prepare_folder import PrepareFolder
+from affekt.data.shard_writer import ShardWriter
+from affekt.data.workers import Failure, Result, prepare_clip_safely, run_clips
+
+__all__ = ["PrepareSettings", "PreparedClip", "encode_clip", "prepare", "prepare_clip", "prepare_clip_safely"]
+
+PROCESS_SETTINGS = {"timeout_s", "memory_mib", "recycle"}  # how it is made; may change from run to run
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path,
+    settings: PrepareSettings | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
+    where: dict[str, list[str]] | None = None,
+) -> dict[str, Any]:
+    """Prepare every clip of `source` (see `read_source`) into `out`; returns what `summary.json` holds.
+
+    `where` maps columns of the manifest to allowed values, compared as text; clips must match all of them.
+    The same call goes on where an earlier one was interrupted. `progress(done, total)` counts clips. Raises
+    SettingsError for a bad source, or an `out` that was begun with other settings or another source, which `overwrite`
+    replaces; DataError for a full disk, or when not one clip is usable. An interrupt leaves what is finished.
+    """
+    settings = settings or PrepareSettings()
+    find_detectors(settings.face)
+    clips = matching(read_source(source), where or {}, source)
+    base = Path(source) if Path(source).is_dir() else Path(source).parent
+    kept_settings = settings.model_dump(mode="json", exclude=PROCESS_SETTINGS)
+    with PrepareFolder(out, kept_settings, describe(clips, base), overwrite) as folder:
+        report = progress or (lambda done, total: None)
+        if folder.complete:
+            report(len(clips), len(clips))
+            return folder.read_summary()
+        blocks = [clips[at : at + settings.clips_per_shard] for at in range(0, len(clips), settings.clips_per_shard)]
+        started, resumed = time.monotonic(), len(folder.notes)
+        _prepare_blocks(folder, blocks, settings, workers or _cores(), report)
+        notes = folder.notes
+        new = sum(len(block) for block in blocks[resumed:])
+        others = list_media(source)[1] if Path(source).is_dir() else 0
+        summary = _summary(notes, len(clips), others, new, time.monotonic() - started)
+        folder.write_results([row for note in notes for row in note["quarantine"]], summary)
+        if not summary["prepared"]:
+            causes = ", ".join(f"{count} {cause}" for cause, count in summary["quarantined"].items())
+            raise DataError(f"{folder.path}: none of {len(clips)} clips can be used ({causes}); see quarantine.jsonl")
+        header = {key: kept_settings[key] for key in ("size", "fps", "sample_rate", "picture")}
+        ShardWriter(folder.path).finish(header | {"prepare": kept_settings})
+        folder.remove_notes()
+        return summary
+
+
+def matching(clips: list[Clip], where: dict[str, list[str]], source: str | Path) -> list[Clip]:
+    """The clips whose metadata has one of the allowed values in every column. SettingsError when none has."""
+    found = [c for c in clips if all(str(c.meta.get(column, "")) in values for column, values in where.items())]
+    if not found:
+        known = {column: sorted({str(clip.meta.get(column, "")) for clip in clips})[:10] for column in where}
+        raise SettingsError(f"{source}: none of {len(clips)} clips has {where}; values there are: {known}")
+    return found
+
+
+def _prepare_blocks(
+    folder: PrepareFolder,
+    blocks: list[list[Clip]],
+    settings: PrepareSettings,
+    workers: int,
+    report: Callable[[int, int], None],
+) -> None:
+    """Write the shards and notes of all blocks that have none yet."""
+    total = sum(len(block) for block in blocks)
+    open_blocks = blocks[len(folder.notes) :]
+    done = total - sum(len(block) for block in open_blocks)
+    report(done, total)
+    writer = ShardWriter(folder.path)
+    outcomes = run_clips([clip for block in open_blocks for clip in block], settings, workers)
+    with contextlib.closing(outcomes):
+        for block in open_blocks:
+            results: list[Result] = []
+            note: dict[str, Any] = {"clips": len(block), "shard": None, "quarantine": [], "kept": []}
+            for clip in block:
+                outcome = next(outcomes)
+                if isinstance(outcome, Failure):
+                    note["quarantine"].append(_quarantined(clip, outcome))
+                else:
+                    results.append(outcome)
+                    note["kept"].append(_facts(outcome[0]))
+                done += 1
+                if done < total:
+                    report(done, total)
+            if results:
+                note["shard"] = folder.next_shard
+                writer.write_shard(folder.next_shard, results)
+            folder.add_note(note)
+    report(total, total)
+
+
+def _quarantined(clip: Clip, failure: Failure) -> dict[str, Any]:
+    paths = [str(path) for path in (clip.video, clip.audio) if path is not None]
+    return {"id": clip.id, "path": " ".join(paths), "line": clip.line, **dataclasses.asdict(failure)}
+
+
+def _facts(record: dict[str, Any]) -> dict[str, Any]:
+    facts = {key: record[key] for key in ("frames", "samples", "duration", "flags", "face_rate")}
+    return facts | {"offset": record["source"].get("offset")}
+
+
+def _summary(notes: list[dict[str, Any]], total: int, others: int, new: int, seconds: float) -> dict[str, Any]:
+    """Counts over all blocks; the speed is that of the clips of this run."""
+    kept = [facts for note in notes for facts in note["kept"]]
+    causes = Counter(row["cause"] for note in notes for row in note["quarantine"])
+    durations = sorted(facts["duration"] for facts in kept)
+    rates = [facts["face_rate"] for facts in kept if facts["face_rate"] is not None]
+    offsets = [abs(facts["offset"]) for facts in kept if facts["offset"] is not None]
+    flags = Counter(flag for facts in kept for flag in facts["flags"])
+    share = len(kept) or 1
+    return {
+        "clips": total,
+        "prepared": len(kept),
+        "quarantined": dict(sorted(causes.items())),
+        "flags": dict(sorted(flags.items())),
+        "shards": sum(note["shard"] is not None for note in notes),
+        "hours": round(sum(durations) / 3600, 4),
+        "duration_s": {"least": durations[0], "median": _middle(durations), "most": durations[-1]} if kept else None,
+        "share_without_sound": round(sum(not facts["samples"] for facts in kept) / share, 4),
+        "share_without_picture": round(sum(not facts["frames"] for facts in kept) / share, 4),
+        "face_rate": round(sum(rates) / len(rates), 4) if rates else None,
+        "largest_offset_s": max(offsets, default=None),
+        "other_files": others,
+        "seconds": round(seconds, 2),
+        "clips_per_s": round(new / seconds, 2) if new else None,
+    }
+
+
+def _middle(values: Sequence[float]) -> float:
+    return values[len(values) // 2]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,80 @@
+"""Which clips belong to which side: selected by metadata, held out by whole groups, and checked to be disjoint."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from affekt.data.errors import SettingsError
+from affekt.data.order import raw
+from affekt.data.shards import ShardIndex
+
+
+def where(index: ShardIndex, conditions: dict[str, Sequence[str] | str]) -> list[int]:
+    """Positions of the clips whose metadata field has one of the allowed values, for every condition.
+
+    `id` is a field too; values are compared as text. Raises SettingsError for a field that no clip has.
+    """
+    allowed = {field: {str(v) for v in _listed(values)} for field, values in conditions.items()}
+    for field in allowed:
+        if not any(_value(sample, field) is not None for sample in index.samples):
+            known = sorted({"id"}.union(*(sample.meta for sample in index.samples)))
+            raise SettingsError(f"{index.root}: no clip has the metadata `{field}`; known here: {', '.join(known)}")
+    return [
+        position
+        for position, sample in enumerate(index.samples)
+        if all(_value(sample, field) in values for field, values in allowed.items())
+    ]
+
+
+def group_fraction(
+    index: ShardIndex, positions: Sequence[int], group: str = "speaker", fraction: float = 0.1, seed: int = 0
+) -> tuple[list[int], list[int]]:
+    """Split positions into (rest, held): whole groups, in an order decided by the seed, until `held` has the fraction.
+
+    Raises SettingsError when a clip has no group or a side would stay empty.
+    """
+    groups: dict[str, list[int]] = {}
+    for position in positions:
+        groups.setdefault(_group_of(index, position, group), []).append(position)
+    names = sorted(groups)
+    order = [names[i] for i in np.argsort(raw(len(names), seed, "groups"), kind="stable")]
+    held: list[int] = []
+    for name in order[:-1]:  # the last group always stays
+        if held and len(held) + len(groups[name]) / 2 > fraction * len(positions):
+            break
+        held += groups[name]
+    if not held:
+        raise SettingsError(f"{len(names)} value(s) of `{group}` cannot be split into two sides")
+    held.sort()
+    return [position for position in positions if position not in set(held)], held
+
+
+def assert_disjoint(index: ShardIndex, a: Sequence[int], b: Sequence[int], field: str) -> None:
+    """Raises SettingsError naming what both sides share: no speaker (or id, session...) may stand on two of them."""
+    if not a or not b:
+        return
+    sides = [{_group_of(index, position, field) for position in side} for side in (a, b)]
+    shared = sorted(sides[0] & sides[1])
+    if shared:
+        more = f" and {len(shared) - 10} more" if len(shared) > 10 else ""
+        raise SettingsError(
+            f"{index.root}: {len(shared)} value(s) of `{field}` stand on both sides: {', '.join(shared[:10])}{more}"
+        )
+
+
+def _group_of(index: ShardIndex, position: int, field: str) -> str:
+    value = _value(index.samples[position], field)
+    if value is None:
+        raise SettingsError(
+            f"{index.root}: clip {index.samples[position].id} has no `{field}`, so sides cannot be kept apart by it"
+        )
+    return value
+
+
+def _value(sample, field: str) -> str | None:
+    value = sample.id if field == "id" else sample.meta.get(field)
+    return None if value is None or value == "" else str(value)
+
+
+def _listed(values: Sequence[str] | str) -> Sequence[str]:
+    return [values] if isinstance(values, str | int | float) else values

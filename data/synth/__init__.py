@@ -1,0 +1,1 @@
+"""The embedded corpus: procedural talking faces with sound, six emotions planted in both streams."""

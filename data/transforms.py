@@ -1,0 +1,178 @@
+"""From a batch of bytes and samples to a model's inputs: crop, resize, normalise, log-mel, batched on any device."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from affekt.data.batch import Batch
+from affekt.data.decode import FRAME_LENGTH, FRAME_SHIFT
+
+# ImageNet's, in the range 0 to 1; and AudioSet's of the log-mel, whose deviation is used twice (AST, HiCMAE).
+PICTURE_MEAN, PICTURE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEL_MEAN, MEL_STD = -4.2677393, 4.5689974
+
+# Kaldi's filter bank at 16 kHz.
+SAMPLE_RATE, FFT_SIZE, LOW_HZ, HIGH_HZ, PRE_EMPHASIS = 16000, 512, 20.0, 8000.0, 0.97
+EPSILON = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model takes: video (B, 3, T, H, W) and audio (B, 1, mel_frames, mel_bins), None where not asked for.
+
+    `has_video`, `has_audio` bool (B,): rows of a stream that a clip lacks hold nothing that may be learned from.
+    `audio_frames` int64 (B,): how many frames of the log-mel are sound; the others are padding.
+    """
+
+    video: Tensor | None
+    audio: Tensor | None
+    has_video: Tensor
+    has_audio: Tensor
+    audio_frames: Tensor
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turns a `Batch` into `Inputs` on the batch's device. An export keeps `to_dict()` beside the weights."""
+
+    img_size: int
+    mel_bins: int = 128
+    mel_frames: int = 256
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Inputs:
+        frames, video, audio = batch.audio_frames(self.mel_frames), None, None
+        with torch.autocast(batch.keys.device.type, enabled=False):  # half the precision would quantise the pixels
+            if batch.video is not None:
+                video = normalise_picture(crop_resize(batch.video, batch.crop, self.img_size))
+            if batch.audio is not None:
+                mel = log_mel(batch.audio, self.mel_bins, batch.audio_valid)
+                audio = normalise_mel(pad_frames(mel, frames, self.mel_frames)).unsqueeze(1)
+        return Inputs(video, audio, batch.has_video, batch.has_audio, frames)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that decides the outcome, as JSON can hold it."""
+        return {
+            "img_size": self.img_size,
+            "mel_bins": self.mel_bins,
+            "mel_frames": self.mel_frames,
+            "picture_mean": list(PICTURE_MEAN),
+            "picture_std": list(PICTURE_STD),
+            "mel_mean": MEL_MEAN,
+            "mel_std": MEL_STD,
+            "sample_rate": SAMPLE_RATE,
+            "resize": "bilinear, antialiased",
+        }
+
+
+def normalise_picture(video: Tensor) -> Tensor:
+    """Pixels (B, 3, T, H, W) from 0..255, uint8 or float, to ImageNet's mean 0 and deviation 1."""
+    mean, std = (video.new_tensor(x, dtype=torch.float32).view(3, 1, 1, 1) for x in (PICTURE_MEAN, PICTURE_STD))
+    return video.to(torch.float32, copy=True).sub_(255 * mean).div_(255 * std)
+
+
+def normalise_mel(mel: Tensor) -> Tensor:
+    return (mel - MEL_MEAN) / (2 * MEL_STD)
+
+
+def crop_resize(video: Tensor, box: Tensor, size: int) -> Tensor:
+    """Cut each clip (B, T, H, W, 3) uint8 to its box and resize to (B, 3, T, size, size): bilinear, antialiased.
+
+    `box` (B, 4) is x0, y0, x1, y1 in 0..1 of the picture, whole pixels; x0 > x1 mirrors. On a CPU the result is uint8,
+    by the integer arithmetic that is five times as fast there and rounds to a whole pixel value; else float32.
+    """
+    if video.device.type == "cpu":
+        return _crop_resize_pixels(video, box, size)
+    return _crop_resize_matrices(video, box, size)
+
+
+def _crop_resize_pixels(video: Tensor, box: Tensor, size: int) -> Tensor:
+    batch, time, height, width = video.shape[:4]
+    out = video.new_empty(batch, 3, time, size, size)
+    pixels = (box.double() * torch.tensor([width, height, width, height])).round().long().tolist()
+    for clip, (x0, y0, x1, y1), target in zip(video, pixels, out):
+        clip = clip[:, y0:y1, min(x0, x1) : max(x0, x1)].permute(0, 3, 1, 2)  # (T, 3, h, w), channels last in memory
+        if clip.shape[2:] != (size, size):
+            clip = F.interpolate(clip, (size, size), mode="bilinear", antialias=True)
+        target.copy_((clip.flip(-1) if x0 > x1 else clip).transpose(0, 1))
+    return out
+
+
+def _crop_resize_matrices(video: Tensor, box: Tensor, size: int) -> Tensor:
+    """The same as two matrix products per clip: whatever the boxes are, the shapes stay and nothing waits for a box."""
+    batch, time, height, width = video.shape[:4]
+    x0, y0, x1, y1 = box.unbind(1)
+    rows, columns = resize_matrix(y0, y1, height, size), resize_matrix(x0, x1, width, size)
+    x = video.permute(0, 2, 4, 1, 3).reshape(batch, height, -1).float()  # (B, H, 3 T W)
+    x = torch.bmm(rows, x).view(batch, -1, width)  # (B, size 3 T, W)
+    x = torch.bmm(x, columns.mT).view(batch, size, 3, time, size)
+    return x.permute(0, 2, 3, 1, 4)
+
+
+def resize_matrix(low: Tensor, high: Tensor, length: int, size: int) -> Tensor:
+    """Weights (B, size, length) that resize the part low..high (B,), in 0..1, of an axis; low > high mirrors it.
+
+    Triangles one output pixel wide where the part shrinks and one input pixel wide where it grows: what
+    `interpolate(mode="bilinear", antialias=True)` does with the part cut out.
+    """
+    start, end = torch.minimum(low, high) * length, torch.maximum(low, high) * length
+    step = ((high - low) * length / size)[:, None]
+    centre = low[:, None] * length + (torch.arange(size, device=low.device) + 0.5) * step  # (B, size)
+    pixel = torch.arange(length, device=low.device) + 0.5
+    inside = (pixel > start[:, None]) & (pixel < end[:, None])  # (B, length)
+    distance = (pixel - centre[..., None]).abs() / step.abs().clamp(min=1)[..., None]
+    weights = (1 - distance).clamp(min=0) * inside[:, None]
+    return weights / weights.sum(-1, keepdim=True)
+
+
+@torch.no_grad()
+def log_mel(waveform: Tensor, mel_bins: int = 128, valid: Tensor | None = None) -> Tensor:
+    """Log-mel energies (B, frames, mel_bins) of 16 kHz sound (B, S), as Kaldi computes them, not normalised.
+
+    Settings of AST and HiCMAE: 25 ms Hanning windows every 10 ms, pre-emphasis 0.97, DC removed per frame, power
+    spectrum, natural logarithm, no dither. The mean of each waveform is taken off first; `valid` (B,) says how many
+    samples are sound (the rest must be zeros and stays so).
+    """
+    batch, samples = waveform.shape
+    valid = torch.full((batch,), samples, device=waveform.device) if valid is None else valid
+    mean = waveform.sum(1, dtype=torch.float64) / valid.clamp(min=1)
+    sound = torch.arange(samples, device=waveform.device) < valid[:, None]
+    waveform = torch.where(sound, waveform - mean.float()[:, None], 0.0)
+    if samples < FRAME_LENGTH:
+        return waveform.new_zeros(batch, 0, mel_bins)
+    window, bank = _kaldi_constants(mel_bins, waveform.device)
+    frames = waveform.unfold(1, FRAME_LENGTH, FRAME_SHIFT)  # (B, frames, 400)
+    frames = frames - frames.mean(2, keepdim=True)
+    before = frames * PRE_EMPHASIS  # a step of its own, rounded as Kaldi rounds it: weak bins show the last bit
+    frames[..., 1:].sub_(before[..., :-1])
+    frames[..., 0].sub_(before[..., 0])
+    spectrum = torch.fft.rfft(frames.mul_(window), FFT_SIZE).abs().square_()
+    return (spectrum @ bank).clamp_(min=EPSILON).log_()
+
+
+def pad_frames(mel: Tensor, frames: Tensor, length: int) -> Tensor:
+    """(B, F, bins) to (B, length, bins): cut, or filled up with 0.0, as are all frames from `frames` (B,) on.
+
+    The published recipe pads the raw log-mel with zeros before it normalises.
+    """
+    mel = F.pad(mel[:, :length], (0, 0, 0, max(0, length - mel.shape[1])))
+    real = torch.arange(length, device=mel.device) < frames[:, None]
+    return torch.where(real[..., None], mel, 0.0)
+
+
+@lru_cache(maxsize=8)
+def _kaldi_constants(mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The Hanning window (400,) and the filter bank (257, mel_bins): triangles, evenly spaced on Kaldi's mel scale."""
+    hertz = torch.arange(FFT_SIZE // 2) * (SAMPLE_RATE / FFT_SIZE)
+    mel = 1127.0 * (1.0 + hertz / 700.0).log()
+    low, high = (1127.0 * torch.tensor(1.0 + f / 700.0, dtype=torch.float64).log().item() for f in (LOW_HZ, HIGH_HZ))
+    width = (high - low) / (mel_bins + 1)
+    # In float32 and in this order, because Kaldi does: a triangle's edge is sensitive to the last bit.
+    left, centre, right = (low + (torch.arange(mel_bins)[:, None] + i) * width for i in (0.0, 1.0, 2.0))
+    bank = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0)
+    window = torch.hann_window(FRAME_LENGTH, periodic=False)
+    return window.to(device), F.pad(bank, (0, 1)).T.contiguous().to(device)

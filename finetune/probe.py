@@ -1,0 +1,281 @@
+"""The linear probe: how much of what people express a linear model can read from frozen features.
+
+Everything is chosen on development clips, and each row of the table meets the test clips once. A randomly initialised
+encoder gets the same menu of layers and poolings, because a good pooling alone makes an untrained network look trained.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from affekt.data.errors import SettingsError
+from affekt.data.settings import Settings
+from affekt.data.shards import ShardIndex
+from affekt.finetune.baselines import majority, statistics
+from affekt.finetune.features import FeatureTable, extract, weights_hash
+from affekt.finetune.menu import Task, Trial, best_of, plain_blocks, predict_test, search_both, search_stream, try_all
+from affekt.finetune.metrics import SCORES, bootstrap_interval, confusion_matrix, uar
+from affekt.finetune.report import write_report
+from affekt.finetune.results import describe_clips, versions, write_json, write_text
+from affekt.finetune.splits import Selector, check_unseen, make_task, unlearnable
+from affekt.pretrain.export import load_encoder, pretrain_data, random_encoder
+
+Stream = Literal["audio", "video", "both"]
+
+
+class ProbeSettings(Settings):
+    """What to probe, and on which clips.
+
+    `test`, `dev` and `train` select by manifest fields, `{split: [test]}`, or by `{fraction: 0.2}` of the groups there
+    are; `dev` is taken from what `test` leaves, `train` from what `dev` leaves. `dev: {folds: 5}` chooses by
+    cross-validation over the groups of `train`: steadier with few speakers, at five times the fits.
+    """
+
+    shards: Path
+    encoder: Path = Field(description="export folder of the pre-trained encoder")
+    output: Path = Field(description="folder for results.json, settings.yaml and report.html")
+    label: str = Field("label", description="manifest field to tell apart")
+    group: Literal["speaker", "id"] = Field("speaker", description="what may not stand on two sides of the split")
+    test: Selector
+    dev: Selector
+    train: Selector = Field({}, description="all that is left when empty")
+    streams: tuple[Stream, ...] = Field(("audio", "video", "both"), min_length=1)
+    windows: int = Field(2, ge=1, description="evenly spaced windows per clip whose features are averaged")
+    penalties: tuple[float, ...] = Field((0.1, 0.03, 0.01, 0.003, 0.001, 0.0001), min_length=1)
+    random_seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="random encoders to compare with")
+    bootstrap: int = Field(2000, ge=100)
+    seed: int = 0
+    transductive: bool = Field(False, description="allow test clips in pre-training, and name every result so")
+    cache: Path | None = Field(None, description="folder of frozen features; `features` in the output when not set")
+    batch_size: int = Field(16, ge=1)
+    workers: int = Field(0, ge=0)
+    device: str = Field("auto", description="cuda, cpu, or cuda where there is one")
+    run: Path | None = Field(None, description="pre-training run whose curves and pictures the report shows")
+    title: str = "What the features know"
+
+
+@dataclass
+class Row:
+    """A cell of the table: one kind of features on one stream, with the test predictions `(seeds, clips)`."""
+
+    features: str
+    stream: str
+    kind: Literal["chosen", "plain"]
+    task: Task
+    choices: list[Trial] = field(default_factory=list)
+    predictions: list[np.ndarray] = field(default_factory=list)
+
+
+def probe(settings: ProbeSettings, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Run the probe and write `results.json`, `settings.yaml` and `report.html`; returns the results.
+
+    `progress(done, total)` hears of windows whose features are computed.
+
+    Raises SettingsError where the split is not disjoint or pre-training has seen test clips, DataError and
+    CheckpointError where the shards or the export cannot be used.
+    """
+    started = time.perf_counter()
+    index = ShardIndex.open(settings.shards)
+    parts = {"test": settings.test, "dev": settings.dev, "train": settings.train}
+    by = {"label": settings.label, "group": settings.group}
+    positions, task, left_out = make_task(index, **by, **parts, seed=settings.seed)
+    pretraining = pretrain_data(settings.encoder)
+    seen = check_unseen(
+        index, positions[task.test], pretraining, group=settings.group, transductive=settings.transductive
+    )
+    tables, weights = feature_tables(settings, index, positions, progress)
+    extracted = time.perf_counter()
+    tasks, without = stream_tasks(tables, task, settings.streams)
+    rows, trials = [], []
+    for name, versions_of in tables.items():
+        for seed, table in enumerate(versions_of):
+            trials += probe_table(name, seed, table, tasks, settings, rows)
+    for stream in (s for s in settings.streams if s in tasks):
+        guess = majority(task.labels[tasks[stream].fitting], len(task.classes))
+        rows.append(Row("majority", stream, "chosen", tasks[stream]))
+        rows[-1].predictions.append(np.full(len(tasks[stream].test), guess))
+    results = {
+        "format": "affekt-probe 1",
+        "settings": json.loads(settings.model_dump_json()),
+        "classes": task.classes,
+        "chance": 1 / len(task.classes),
+        "clips": describe_clips(index, positions, task, left_out, **by),
+        "unread": tables["pretrained"][0].unread,
+        "streams_without_clips": without,
+        "rows": [describe_row(row, settings) for row in rows],
+        "differences": differences(rows, settings),
+        "trials": trials,
+        "pretraining": seen,
+        "weights": weights,
+        "shards": index.fingerprint,
+        "licences": licences(index, positions, pretraining),
+        "versions": versions(),
+        "seconds": {
+            "features": round(extracted - started, 2),
+            "fits_and_scores": round(time.perf_counter() - extracted, 2),
+        },
+    }
+    write_json(settings.output / "results.json", results)
+    write_text(settings.output / "settings.yaml", settings.to_yaml())
+    report = settings.output / "report.html"
+    write_report(report, results=results, run_folder=settings.run, corpus=index, title=settings.title)
+    return results
+
+
+def feature_tables(
+    settings: ProbeSettings, index: ShardIndex, positions: np.ndarray, progress: Callable[[int, int], None] | None
+) -> tuple[dict[str, list[FeatureTable]], dict[str, list[str]]]:
+    """Tables of the pre-trained encoder, of each random one and of plain statistics, and the hashes of the weights."""
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoders = [("pretrained", load_encoder(settings.encoder))]
+    encoders += [("random", random_encoder(settings.encoder, seed)) for seed in settings.random_seeds]
+    hashes: dict[str, list[str]] = {}
+    for name, encoder in encoders:
+        hashes.setdefault(name, []).append(weights_hash(encoder))
+    if set(hashes["pretrained"]) & set(hashes["random"]):
+        raise SettingsError(f"{settings.encoder}: its weights equal a random initialisation; it was never trained")
+    total, done = len(positions) * settings.windows * (len(encoders) + 1), 0
+
+    def on_batch(views: int) -> None:
+        nonlocal done
+        done += views
+        if progress:
+            progress(done, total)
+
+    how = {"windows": settings.windows, "batch_size": settings.batch_size, "workers": settings.workers}
+    tables: dict[str, list[FeatureTable]] = {}
+    for name, encoder in encoders:
+        cache = settings.cache or settings.output / "features"
+        table = extract(encoder.to(device), index, positions, **how, cache=cache, on_batch=on_batch)
+        tables.setdefault(name, []).append(table)
+    first = encoders[0][1]
+    tables["statistics"] = [statistics(index, positions, first.window, **how, streams=first.streams, on_batch=on_batch)]
+    if progress:
+        progress(total, total)  # a short clip has fewer different windows than were reckoned with
+    return tables, hashes
+
+
+def stream_tasks(
+    tables: dict[str, list[FeatureTable]], task: Task, streams: tuple[str, ...]
+) -> tuple[dict[str, Task], dict[str, str]]:
+    """The task on the clips that have each stream, and why a stream has none. SettingsError when all are without."""
+    every = [table for versions_of in tables.values() for table in versions_of]
+    tasks, without = {}, {}
+    for stream in ("audio", "video", "both") if "both" in streams else streams:
+        part = task.having(np.logical_and.reduce([table.has[stream] for table in every]))
+        trouble = unlearnable(part)
+        if trouble:
+            without[stream] = trouble
+        else:
+            tasks[stream] = part
+    if not set(tasks) & set(streams):
+        raise SettingsError(f"nothing can be probed: {'; '.join(f'{s}: {why}' for s, why in without.items())}")
+    return tasks, without
+
+
+def probe_table(
+    name: str, seed: int, table: FeatureTable, tasks: dict[str, Task], settings: ProbeSettings, rows: list[Row]
+) -> list[dict[str, Any]]:
+    """Search every stream's menu in one feature table, add the test predictions to `rows`, return the trials."""
+    best: dict[str, Trial] = {}
+    tried = []
+    for stream, task in tasks.items():
+        if stream != "both":
+            trials = search_stream(table, stream, task, settings.penalties)
+        elif len(best) == 2:
+            trials = search_both(table, best["audio"].blocks + best["video"].blocks, task, settings.penalties)
+        else:
+            continue  # stream_tasks gives `both` only to clips that have the two
+        best[stream] = best_of(trials)
+        tried += [{"features": name, "seed": seed, "stream": stream} | asdict(trial) for trial in trials]
+        if stream not in settings.streams:
+            continue
+        _add(rows, Row(name, stream, "chosen", task), best[stream], table)
+        if name != "statistics":
+            fixed = try_all(table, [plain_blocks(table, stream)], task, settings.penalties)[0]
+            _add(rows, Row(name, stream, "plain", task), fixed, table)
+    return tried
+
+
+def _add(rows: list[Row], row: Row, choice: Trial, table: FeatureTable) -> None:
+    """Predict the test clips of a row; a further seed of the same features joins the row that is there."""
+    same = [r for r in rows if (r.features, r.stream, r.kind) == (row.features, row.stream, row.kind)]
+    if not same:
+        rows.append(row)
+    row = same[0] if same else row
+    row.choices.append(choice)
+    row.predictions.append(predict_test(table, choice, row.task))
+
+
+def describe_row(row: Row, settings: ProbeSettings) -> dict[str, Any]:
+    """A row for results.json. With several seeds scores are means over them and the confusion matrix is their sum."""
+    classes, truth = len(row.task.classes), row.task.labels[row.task.test]
+    predictions = np.stack(row.predictions)
+    groups = test_groups(row.task, settings)
+    how = {"n": settings.bootstrap, "seed": settings.seed, "num_classes": classes}
+    return {
+        "features": row.features,
+        "stream": row.stream,
+        "kind": row.kind,
+        "transductive": settings.transductive,
+        "clips": row.task.counts(),
+        "choices": [
+            {"blocks": list(c.blocks), "penalty": c.penalty, "dev_uar": c.best, "test_uar": _uar(truth, p, classes)}
+            for c, p in zip(row.choices, row.predictions)
+        ],
+        "test": {
+            name: asdict(bootstrap_interval(score, truth, predictions, groups, **how)) for name, score in SCORES.items()
+        },
+        "confusion": sum(confusion_matrix(truth, p, classes) for p in row.predictions).tolist(),
+    }
+
+
+def differences(rows: list[Row], settings: ProbeSettings) -> list[dict[str, Any]]:
+    """Paired differences of UAR on the test clips that two rows share: pre-trained against random encoder and plain
+    statistics on each stream, and both streams against either alone."""
+    chosen = {(row.features, row.stream): row for row in rows if row.kind == "chosen"}
+    pairs = [(("pretrained", s), (other, s)) for s in settings.streams for other in ("random", "statistics")]
+    pairs += [(("pretrained", "both"), ("pretrained", s)) for s in ("audio", "video")]
+    found = []
+    for one, other in pairs:
+        if one not in chosen or other not in chosen:
+            continue
+        a, b = chosen[one], chosen[other]
+        shared, in_a, in_b = np.intersect1d(a.task.test, b.task.test, return_indices=True)
+        task = replace(a.task, test=shared)
+        interval = bootstrap_interval(
+            uar,
+            task.labels[shared],
+            np.stack(a.predictions)[:, in_a],
+            test_groups(task, settings),
+            settings.bootstrap,
+            settings.seed,
+            num_classes=len(task.classes),
+            minus=np.stack(b.predictions)[:, in_b],
+        )
+        found.append({"of": one, "minus": other, "clips": len(shared), "uar": asdict(interval)})
+    return found
+
+
+def test_groups(task: Task, settings: ProbeSettings) -> list[str] | None:
+    """What the bootstrap resamples: the speakers of the test clips, or None for the clips themselves."""
+    return [task.groups[clip] for clip in task.test] if settings.group == "speaker" else None
+
+
+def licences(index: ShardIndex, positions: np.ndarray, pretraining: dict[str, Any]) -> list[str]:
+    """Licences of the clips behind the features and the probe; they bind whoever passes the results on."""
+    probed = {str(index.samples[p].meta["licence"]) for p in positions if index.samples[p].meta.get("licence")}
+    return sorted(probed | set(pretraining["licences"]))
+
+
+def _uar(truth: np.ndarray, prediction: np.ndarray, classes: int) -> float:
+    return float(uar(confusion_matrix(truth, prediction, classes)))

@@ -1,0 +1,144 @@
+"""Which clips a probe fits on, chooses on and scores, and the check that pre-training has not seen the last."""
+
+import warnings
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from affekt.data.errors import CheckpointError, SettingsError
+from affekt.data.shards import ShardIndex
+from affekt.data.split import assert_disjoint, group_fraction, where
+from affekt.finetune.menu import Task
+
+Selector = dict[str, float | int | str | list[str | int]]
+
+
+def make_task(
+    index: ShardIndex, *, label: str, group: str, test: Selector, dev: Selector, train: Selector, seed: int
+) -> tuple[np.ndarray, Task, dict[str, int]]:
+    """Positions in the index of the clips in play, the task over them, and the counts of clips left out by cause.
+
+    Raises SettingsError where a part is empty, a group stands on two sides, or a class cannot be learnt.
+    """
+    labelled = labelled_clips(index, label, group)
+    rest, test_clips = _take(index, labelled, test, "test", group, seed)
+    rest, dev_clips = (rest, []) if "folds" in dev else _take(index, rest, dev, "dev", group, seed + 1)
+    rest, train_clips = _take(index, rest, train, "train", group, seed + 2) if train else ([], rest)
+    assert_disjoint(index, train_clips + dev_clips, test_clips, group)
+    assert_disjoint(index, train_clips, dev_clips, group)
+
+    positions = np.array(sorted(train_clips + dev_clips + test_clips))
+    names = [str(index.samples[p].meta[label]) for p in positions]
+    groups = [index.samples[p].id if group == "id" else str(index.samples[p].meta[group]) for p in positions]
+    classes = sorted(set(names))
+    labels = np.array([classes.index(name) for name in names])
+    places = [np.searchsorted(positions, sorted(clips)) for clips in (train_clips + dev_clips, dev_clips, test_clips)]
+    fitting, chosen, scored = places
+    folds = group_folds(labels, groups, fitting, dev, seed) if "folds" in dev else (chosen,)
+    task = Task(classes, labels, groups, fitting, folds, scored)
+    trouble = unlearnable(task)
+    if trouble:
+        raise SettingsError(trouble)
+    left_out = {"without_label": len(index.samples) - len(labelled), "not_selected": len(rest)}
+    return positions, task, left_out
+
+
+def labelled_clips(index: ShardIndex, label: str, group: str) -> list[int]:
+    """Positions of the clips that have the label; SettingsError when none has, or one of them has no group."""
+    labelled = [p for p, sample in enumerate(index.samples) if sample.meta.get(label) not in (None, "")]
+    if not labelled:
+        fields = sorted({key for sample in index.samples for key in sample.meta})
+        raise SettingsError(f"{index.root}: no clip has the field `{label}`; fields there: {', '.join(fields)}")
+    nameless = [index.samples[p].id for p in labelled if group != "id" and not index.samples[p].meta.get(group)]
+    if nameless:
+        raise SettingsError(
+            f"{len(nameless)} labelled clips have no {group}, first {nameless[0]}: a split by {group} cannot be"
+            f" checked; add the column `{group}` to the manifest or say `group: id`"
+        )
+    return labelled
+
+
+def unlearnable(task: Task) -> str | None:
+    """Why no linear model can be fitted, chosen and scored on these clips; None when one can."""
+    for clips, what in ((task.fitting, "fit on"), (np.concatenate(task.folds), "choose on"), (task.test, "score")):
+        if not len(clips):
+            return f"no clips to {what}"
+    for fit, choose in task.rounds:
+        known = np.unique(task.labels[fit])
+        if len(known) < 2:
+            names = ", ".join(task.classes[c] for c in known) or "none"
+            return f"the clips to fit on have one class alone ({names}); a probe needs two"
+        missing = np.setdiff1d(task.labels[choose], known)
+        if len(missing):
+            return f"development clips have classes that no training clip has: {_names(task, missing)}"
+    missing = np.setdiff1d(task.labels[task.test], task.labels[task.fitting])
+    return f"test clips have classes that no training clip has: {_names(task, missing)}" if len(missing) else None
+
+
+def group_folds(
+    labels: np.ndarray, groups: list[str], fitting: np.ndarray, dev: Selector, seed: int
+) -> tuple[np.ndarray, ...]:
+    """The folds of `{folds: k}`: whole groups, classes as even as that allows."""
+    names = [groups[p] for p in fitting]
+    count, number = dev["folds"], len(set(names))
+    if set(dev) != {"folds"} or not isinstance(count, int) or not 2 <= count <= number:
+        raise SettingsError(f"dev: {dev}: folds stand alone and are a whole number from 2 to the {number} groups left")
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # as even as can be is what was asked for
+        return tuple(fitting[held] for _, held in splitter.split(fitting, labels[fitting], names))
+
+
+def check_unseen(
+    index: ShardIndex, test: np.ndarray, pretraining: dict[str, Any], *, group: str, transductive: bool
+) -> dict[str, Any]:
+    """Compare the test clips (positions) with what pre-training saw: ids, source files and, by `group`, speakers.
+
+    `pretraining` is an export's `pretrain_data.json`. Returns the counts for the results. Raises SettingsError naming
+    some of what is shared unless `transductive`, CheckpointError where the file does not tell.
+    """
+    absent = {"ids", "sources", "speakers", "licences"} - set(pretraining)
+    if absent:
+        raise CheckpointError(
+            f"pretrain_data.json of the export lacks {', '.join(sorted(absent))}; export the run again"
+        )
+    samples = [index.samples[p] for p in test]
+    values = {"ids": {s.id for s in samples}, "sources": {s.source_sha256 for s in samples} - {""}}
+    if group == "speaker":
+        values["speakers"] = {str(s.meta["speaker"]) for s in samples}
+    shared = {what: sorted(found & set(map(str, pretraining[what]))) for what, found in values.items()}
+    if any(shared.values()) and not transductive:
+        parts = [f"{len(found)} {what} ({', '.join(found[:3])})" for what, found in shared.items() if found]
+        raise SettingsError(
+            f"pre-training has seen test clips: shared {' and '.join(parts)}. Pre-train without them, choose other test"
+            " clips, or set `transductive: true`, which marks every result"
+        )
+    return {
+        "clips": len(pretraining["ids"]),
+        "speakers": len(set(pretraining["speakers"])),
+        "shared_with_test": {what: len(found) for what, found in shared.items()},
+    }
+
+
+def _take(
+    index: ShardIndex, positions: list[int], selector: Selector, part: str, group: str, seed: int
+) -> tuple[list[int], list[int]]:
+    """(what is left of `positions`, what the selector takes)."""
+    if set(selector) == {"fraction"}:
+        rest, taken = group_fraction(index, positions, group, float(selector["fraction"]), seed)
+        return rest, taken
+    if not selector or "fraction" in selector:
+        raise SettingsError(f"{part}: say which clips, `{part}: {{split: [{part}]}}` or `{part}: {{fraction: 0.2}}`")
+    allowed = set(where(index, selector))
+    taken = [p for p in positions if p in allowed]
+    if not taken:
+        known = {key: Counter(str(index.samples[p].meta.get(key)) for p in positions) for key in selector}
+        found = "; ".join(f"{key}: {', '.join(sorted(values)[:12])}" for key, values in known.items())
+        raise SettingsError(f"{part}: no clip left has {selector}; the clips left have {found}")
+    return [p for p in positions if p not in allowed], taken
+
+
+def _names(task: Task, labels: np.ndarray) -> str:
+    return ", ".join(task.classes[c] for c in labels)

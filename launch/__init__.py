@@ -1,0 +1,4 @@
+"""Experiment files and how a run starts. No model code."""
+
+if __name__ != "affekt.launch":
+    raise ImportError("this folder is the package affekt.launch; install the project and import it under that name")

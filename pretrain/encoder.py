@@ -1,0 +1,99 @@
+"""What is exported, probed and fine-tuned: the encoders and the fusion of a pre-trained model, without decoders."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from affekt.data.batch import Batch
+from affekt.data.decode import Window
+from affekt.data.errors import SettingsError
+from affekt.data.transforms import Inputs, Preprocess
+from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings, Streams
+
+
+class Encoder(nn.Module):
+    """The encoders of a HiCMAE model together with the preprocessing they were trained on.
+
+    `window` says which frames and how much sound a view holds, `preprocess` turns a `Batch` into `Inputs`.
+    """
+
+    def __init__(self, settings: HiCMAESettings, window: Window, preprocess: Preprocess, prepare: dict[str, Any]):
+        super().__init__()
+        model = HiCMAE(settings)
+        self.settings = settings
+        self.window = window
+        self.preprocess = preprocess
+        self.prepare = prepare  # the settings of `affekt prepare` behind the training shards
+        self.grid_video = settings.grid_video
+        self.grid_audio = settings.grid_audio
+        self._model = model
+        for name in [name for name, _ in model.named_children() if name.startswith("decoder_")]:
+            delattr(model, name)
+
+    @property
+    def streams(self) -> Streams:
+        """The streams this encoder was trained on."""
+        return self.settings.streams
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return self._model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False):
+        return self._model.load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def layers(self, inputs: Inputs, streams: Streams = "both") -> dict[str, Tensor]:
+        """Tokens (B, N, D) of every layer, nothing hidden: `video_1..L`, `audio_1..L` (each through the encoder's
+        final norm, as the taps in training), and for `streams="both"` `fusion_video` and `fusion_audio`.
+
+        Rows of clips without a stream mean nothing; the caller leaves them out by `inputs.has_video/has_audio`.
+        """
+        if self.streams not in ("both", streams):
+            raise SettingsError(f"this encoder was trained on {self.streams} alone and cannot encode {streams}")
+        model, tokens, valid = self._model, {}, None
+        if streams != "audio":
+            layers = model.encoder_video(model.patches_video(inputs))
+            tokens |= {f"video_{i}": model.encoder_video.norm(x) for i, x in enumerate(layers, 1)}
+        if streams != "video":
+            valid = self.valid_audio_tokens(inputs)
+            layers = model.encoder_audio(model.patches_audio(inputs), valid=valid)
+            tokens |= {f"audio_{i}": model.encoder_audio.norm(x) for i, x in enumerate(layers, 1)}
+        if streams == "both":
+            last = self.settings.depth
+            tokens["fusion_video"], tokens["fusion_audio"] = model.encoder_fusion(
+                tokens[f"video_{last}"], tokens[f"audio_{last}"], inputs.has_video, inputs.has_audio, valid
+            )
+        return tokens
+
+    def valid_audio_tokens(self, inputs: Inputs) -> Tensor | None:
+        """(B, N) bool, False for padding tokens; None when every window is full, so that attention needs no mask.
+
+        Clips without sound count as full: their rows are ignored, and an empty softmax would spread NaN. Sound shorter
+        than one log-mel frame counts as one, for the same reason.
+        """
+        frames = torch.where(inputs.has_audio, inputs.audio_frames.clamp(min=1), self.settings.mel_frames)
+        return None if bool((frames >= self.settings.mel_frames).all()) else self._model.valid_audio_tokens(frames)
+
+    @torch.inference_mode()
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """L2-normalised embeddings by stream: mean of the last layer's tokens over each window of the batch.
+
+        `{"video": (B, D), "audio": (B, D)}`, and with both streams `"both": (B, 2 D)`, their concatenation. Rows of
+        clips without the stream are NaN: they have no embedding.
+        """
+        inputs = self.preprocess(batch)
+        streams = self.streams
+        tokens = self.layers(inputs, streams)
+        pooled = {}
+        if streams != "audio":
+            pooled["video"] = tokens[f"video_{self.settings.depth}"].mean(1)
+            pooled["video"][~inputs.has_video] = float("nan")
+        if streams != "video":
+            audio, valid = tokens[f"audio_{self.settings.depth}"], self.valid_audio_tokens(inputs)
+            weight = torch.ones_like(audio[..., :1]) if valid is None else valid[..., None].to(audio)
+            pooled["audio"] = (audio * weight).sum(1) / weight.sum(1)
+            pooled["audio"][~inputs.has_audio] = float("nan")
+        embeddings = {name: nn.functional.normalize(x.float(), dim=-1) for name, x in pooled.items()}
+        if streams == "both":
+            embeddings["both"] = torch.cat((embeddings["video"], embeddings["audio"]), -1) / 2**0.5
+        return embeddings

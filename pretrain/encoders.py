@@ -1,0 +1,104 @@
+"""The parts of HiCMAE: the per-modality encoder, the fusion encoder, and the decoder with hierarchical skips."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from affekt.pretrain.layers import NORM_EPS, Block, CrossBlock
+from affekt.pretrain.masks import Mask
+from affekt.pretrain.patches import gather_tokens, sinusoid_positions
+
+
+class ModalityEncoder(nn.Module):
+    """A transformer over the visible patches of one modality; video and audio differ in the patch length alone."""
+
+    def __init__(self, patch_dim: int, num_tokens: int, dim: int, num_heads: int, depth: int, drop_path: float = 0.0):
+        super().__init__()
+        self.patch_embed = nn.Linear(patch_dim, dim)
+        self.register_buffer("pos_embed", sinusoid_positions(num_tokens, dim), persistent=False)
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(Block(dim, num_heads, rate) for rate in rates)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, patches: Tensor, ids: Tensor | None = None, valid: Tensor | None = None) -> list[Tensor]:
+        """Raw outputs of every block, each (B, K, D).
+
+        `patches` (B, N, P) are all patches of the clip; only those at `ids` (B, K) are embedded (all when None).
+        `valid` (B, K) marks tokens that are not padding.
+        """
+        pos_embed = self.pos_embed.expand(len(patches), -1, -1)
+        if ids is not None:
+            patches, pos_embed = gather_tokens(patches, ids), gather_tokens(pos_embed, ids)
+        x = self.patch_embed(patches) + pos_embed.type_as(patches)
+        outputs = []
+        for block in self.blocks:
+            x = block(x, valid)
+            outputs.append(x)
+        return outputs
+
+
+class FusionEncoder(nn.Module):
+    """Levels of cross-attention between the two streams; both blocks of a level read the level before (in parallel)."""
+
+    def __init__(self, dim: int, num_heads: int, depth: int):
+        super().__init__()
+        self.blocks_video = nn.ModuleList(CrossBlock(dim, num_heads) for _ in range(depth))
+        self.blocks_audio = nn.ModuleList(CrossBlock(dim, num_heads) for _ in range(depth))
+        self.norm_video = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm_audio = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(
+        self,
+        video: Tensor,
+        audio: Tensor,
+        has_video: Tensor,
+        has_audio: Tensor,
+        valid_audio: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(B, Kv, D), (B, Ka, D) -> the same shapes. A clip without one stream passes the other one on unmixed."""
+        for block_video, block_audio in zip(self.blocks_video, self.blocks_audio, strict=True):
+            video, audio = (
+                block_video(video, audio, present=has_audio, context_valid=valid_audio),
+                block_audio(audio, video, present=has_video, valid=valid_audio),
+            )
+        return self.norm_video(video), self.norm_audio(audio)
+
+
+class Decoder(nn.Module):
+    """Predicts the hidden patches of one modality, with hierarchical skip connections by cross-attention.
+
+    Block 1 is a self block; block 2, 3, ... read the encoder's taps from the deepest to the shallowest
+    (HiCMAE section 3.2), so `depth` is the number of taps plus one.
+    """
+
+    def __init__(self, encoder_dim: int, patch_dim: int, num_tokens: int, dim: int, num_heads: int, num_taps: int):
+        super().__init__()
+        self.decoder_embed = nn.Linear(encoder_dim, dim, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_buffer("pos_embed", sinusoid_positions(num_tokens, dim), persistent=False)
+        self.blocks = nn.ModuleList([Block(dim, num_heads), *(CrossBlock(dim, num_heads) for _ in range(num_taps))])
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.decoder_pred = nn.Linear(dim, patch_dim)
+
+    def forward(self, x: Tensor, taps: Sequence[Tensor], mask: Mask) -> Tensor:
+        """`x` (B, K, D) fused visible tokens, `taps` shallow to deep, each (B, K, D) -> (B, M, patch_dim)."""
+        pos_embed = self.pos_embed.expand(len(x), -1, -1)
+        pos_keep, pos_mask = (gather_tokens(pos_embed, ids) for ids in (mask.ids_keep, mask.ids_mask))
+        x = torch.cat((self.decoder_embed(x) + pos_keep, self.mask_token + pos_mask), dim=1)  # (B, N, decoder_dim)
+        x = self.blocks[0](x)
+        for block, tap in zip(self.blocks[1:], reversed(taps), strict=True):
+            x = block(x, self.decoder_embed(tap) + pos_keep)
+        return self.decoder_pred(self.norm(x[:, mask.ids_keep.shape[1] :]))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Xavier-uniform linears with zero bias, LayerNorm 1/0, mask tokens truncated normal of std 0.02. The patch
+    embedding keeps torch's default, as in the published code."""
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Linear) and not name.endswith("patch_embed"):
+            nn.init.xavier_uniform_(child.weight)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, Decoder):
+            nn.init.trunc_normal_(child.mask_token, std=0.02, a=-0.02, b=0.02)

@@ -1,0 +1,110 @@
+"""The DeepSpeed engine: one process or several, CPU or GPU, behind the same three calls of the loop."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from affekt.data.accounting import all_gather_json
+from affekt.data.errors import SettingsError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def start_processes() -> tuple[int, int, torch.device]:
+    """Join the process group that the launcher announced, or a group of one: (rank, world_size, device).
+
+    Ranks come from RANK, LOCAL_RANK and WORLD_SIZE (torchrun, deepspeed). Listens on the loopback interface alone
+    unless a launcher set MASTER_ADDR.
+    """
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        import deepspeed
+
+        # On a CPU DeepSpeed would compile an op for shared-memory reductions at the first start: half a minute and a
+        # C++ compiler, for a reduction that gloo does as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> str:
+    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def create_engine(model: nn.Module, optimizer: torch.optim.Optimizer, micro_batch: int, precision: str):
+    """A DeepSpeed engine around `model`: `engine(...)`, `engine.backward(loss)`, `engine.step()`.
+
+    bf16 is autocast over fp32 weights, so that checkpoints hold the master weights in any precision.
+    """
+    import deepspeed
+
+    config = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {"stage": 0},
+        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 2**31,
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def agree(value: str, what: str) -> None:
+    """Raise SettingsError unless all ranks hold the same `value` (a hash of settings and data)."""
+    values = all_gather_json(value)
+    if len(set(values)) > 1:
+        raise SettingsError(f"the ranks disagree on {what}: {values}; start them with the same settings and data")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Stopwatch:
+    """Steps and seconds since the last lap, and how many of the seconds were spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.steps, self.waited = 0, 0.0
+
+    def wait_for(self, iterator):
+        """The next item, its waiting time counted, as the beginning of a step."""
+        before = time.perf_counter()
+        item = next(iterator)
+        self.waited += time.perf_counter() - before
+        self.steps += 1
+        return item
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside, such as writing a checkpoint, is no time of the steps."""
+        before = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - before
+
+    def lap(self) -> tuple[int, float, float]:
+        """(steps, seconds, seconds of waiting) since the last lap."""
+        now = time.perf_counter()
+        steps, seconds, waited = self.steps, now - self.started, self.waited
+        self.started, self.steps, self.waited = now, 0, 0.0
+        return steps, seconds, waited

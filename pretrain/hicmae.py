@@ -1,0 +1,186 @@
+"""HiCMAE (Sun et al., Information Fusion 2024): hierarchical contrastive masked autoencoder for video with sound."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from affekt.data.batch import Batch
+from affekt.data.settings import Settings
+from affekt.data.transforms import Inputs
+from affekt.pretrain.encoders import Decoder, FusionEncoder, ModalityEncoder, init_weights
+from affekt.pretrain.masks import Mask, random_mask, tube_mask
+from affekt.pretrain.objectives import contrastive_loss, reconstruction_loss
+from affekt.pretrain.patches import (
+    gather_tokens,
+    patchify_audio,
+    patchify_video,
+    standardise_audio,
+    video_target,
+)
+
+Streams = Literal["both", "video", "audio"]
+
+
+class HiCMAESettings(Settings):
+    """The architecture and its objective; the defaults are the base size of the published pre-training."""
+
+    name: str = "hicmae_base"
+    streams: Streams = "both"
+    embed_dim: PositiveInt = 512
+    num_heads: PositiveInt = 8
+    depth: PositiveInt = 10
+    fusion_depth: NonNegativeInt = 2
+    decoder_embed_dim: PositiveInt = 384
+    decoder_num_heads: PositiveInt = 6
+    taps: tuple[int, ...] = Field((4, 7, 10), description="1-based encoder layers for skips and contrast")
+    img_size: PositiveInt = 160
+    patch_size: PositiveInt = 16
+    num_frames: PositiveInt = 16
+    tubelet_size: PositiveInt = 2
+    mel_frames: PositiveInt = 256
+    mel_bins: PositiveInt = 128
+    patch_size_audio: PositiveInt = 16
+    mask_ratio_video: float = Field(0.9, gt=0, lt=1)
+    mask_ratio_audio: float = Field(0.8, gt=0, lt=1)
+    frame_difference: bool = True
+    temperature: float = Field(0.07, gt=0)
+    contrast_weight: float = Field(0.0025, ge=0, description="lambda, on the sum over taps")
+    contrast_center: bool = Field(False, description="take the batch mean off pooled features; published: no")
+    drop_path: float = Field(0.0, ge=0, lt=1)
+
+    @property
+    def grid_video(self) -> tuple[int, int, int]:
+        side = self.img_size // self.patch_size
+        return self.num_frames // self.tubelet_size, side, side
+
+    @property
+    def grid_audio(self) -> tuple[int, int]:
+        return self.mel_frames // self.patch_size_audio, self.mel_bins // self.patch_size_audio
+
+    @model_validator(mode="after")
+    def _check(self) -> "HiCMAESettings":
+        for size, patch in (
+            ("img_size", "patch_size"),
+            ("num_frames", "tubelet_size"),
+            ("mel_frames", "patch_size_audio"),
+            ("mel_bins", "patch_size_audio"),
+            ("embed_dim", "num_heads"),
+            ("decoder_embed_dim", "decoder_num_heads"),
+        ):
+            value, step = getattr(self, size), getattr(self, patch)
+            if value % step:
+                low = value // step * step
+                near = f"{low} or {low + step}" if low else f"{step}"
+                raise ValueError(f"{size} {value} is not divisible by {patch} {step}; use {near}")
+        if list(self.taps) != sorted(set(self.taps)) or not all(1 <= tap <= self.depth for tap in self.taps):
+            raise ValueError(f"taps {self.taps} must ascend within 1..depth ({self.depth})")
+        maps = {"mask_ratio_video": _product(self.grid_video[1:]), "mask_ratio_audio": _product(self.grid_audio)}
+        for name, tokens in maps.items():
+            if not int(getattr(self, name) * tokens):
+                raise ValueError(f"{name} {getattr(self, name)} hides none of {tokens} tokens; raise it")
+        return self
+
+
+class HiCMAE(nn.Module):
+    """Two encoders, a fusion encoder and two decoders; `forward` gives the loss and its parts.
+
+    With `streams` "video" or "audio" the model has that stream alone: no fusion, no contrast.
+    """
+
+    def __init__(self, settings: HiCMAESettings):
+        super().__init__()
+        self.settings = s = settings
+        video_tokens, audio_tokens = _product(s.grid_video), _product(s.grid_audio)
+        video_patch, audio_patch = s.tubelet_size * s.patch_size**2 * 3, s.patch_size_audio**2
+        encoder = (s.embed_dim, s.num_heads, s.depth, s.drop_path)
+        decoder = (s.decoder_embed_dim, s.decoder_num_heads, len(s.taps))
+        if s.streams != "audio":
+            self.encoder_video = ModalityEncoder(video_patch, video_tokens, *encoder)
+            self.decoder_video = Decoder(s.embed_dim, video_patch, video_tokens, *decoder)
+        if s.streams != "video":
+            self.encoder_audio = ModalityEncoder(audio_patch, audio_tokens, *encoder)
+            self.decoder_audio = Decoder(s.embed_dim, audio_patch, audio_tokens, *decoder)
+        if s.streams == "both":
+            self.encoder_fusion = FusionEncoder(s.embed_dim, s.num_heads, s.fusion_depth)
+        init_weights(self)
+
+    def masks(self, batch: Batch) -> tuple[Mask, Mask]:
+        """The video and audio masks of a batch, drawn from each clip's key."""
+        s = self.settings
+        mask_video = tube_mask(batch.keys, s.grid_video, s.mask_ratio_video)
+        valid = self.valid_audio_tokens(batch.audio_frames(s.mel_frames))
+        mask_audio = random_mask(batch.keys, _product(s.grid_audio), s.mask_ratio_audio, valid)
+        device = batch.keys.device
+        return mask_video.to(device), mask_audio.to(device)
+
+    def valid_audio_tokens(self, audio_frames: Tensor) -> Tensor:
+        """(B,) real log-mel frames -> (B, N) bool, True where a token holds at least one real frame."""
+        time, mel = self.settings.grid_audio
+        starts = torch.arange(time, device=audio_frames.device) * self.settings.patch_size_audio
+        return (starts < audio_frames[:, None]).repeat_interleave(mel, dim=1)
+
+    def forward(self, inputs: Inputs, mask_video: Mask, mask_audio: Mask) -> dict[str, Tensor]:
+        """`{"loss", "loss_video", "loss_audio", "loss_contrast"}`, scalars, those that the streams allow."""
+        s = self.settings
+        predictions, taps, patches = self.reconstruct(inputs, mask_video, mask_audio)
+        losses = {}
+        if "video" in predictions:
+            hidden = gather_tokens(patches["video"], mask_video.ids_mask)
+            target = video_target(hidden, s.tubelet_size, s.frame_difference)
+            weight = inputs.has_video[:, None].float().expand(-1, target.shape[1])
+            losses["loss_video"] = reconstruction_loss(predictions["video"], target, weight)
+        if "audio" in predictions:
+            target, _, _ = standardise_audio(gather_tokens(patches["audio"], mask_audio.ids_mask))
+            real = self.valid_audio_tokens(inputs.audio_frames).gather(1, mask_audio.ids_mask)
+            weight = (real & inputs.has_audio[:, None]).float()
+            losses["loss_audio"] = reconstruction_loss(predictions["audio"], target, weight)
+        losses["loss"] = sum(losses.values())
+        if s.streams == "both":
+            paired = inputs.has_video & inputs.has_audio
+            per_tap = [
+                contrastive_loss(video.mean(1), audio.mean(1), paired, s.temperature, s.contrast_center)
+                for video, audio in zip(taps["video"], taps["audio"], strict=True)
+            ]
+            losses["loss_contrast"] = torch.stack(per_tap).sum()
+            losses["loss"] = losses["loss"] + s.contrast_weight * losses["loss_contrast"]
+        return losses
+
+    def reconstruct(
+        self, inputs: Inputs, mask_video: Mask, mask_audio: Mask
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]], dict[str, Tensor]]:
+        """Embed, hide, encode, fuse, decode: predictions (B, M, P) of the hidden patches, the normed taps (B, K, D) and
+        all patches (B, N, P), each by stream."""
+        s = self.settings
+        patches, taps, fused = {}, {}, {}
+        if s.streams != "audio":
+            patches["video"] = self.patches_video(inputs)
+            layers = self.encoder_video(patches["video"], mask_video.ids_keep)
+            taps["video"] = [self.encoder_video.norm(layers[tap - 1]) for tap in s.taps]
+            fused["video"] = self.encoder_video.norm(layers[-1])
+        if s.streams != "video":
+            patches["audio"] = self.patches_audio(inputs)
+            layers = self.encoder_audio(patches["audio"], mask_audio.ids_keep)
+            taps["audio"] = [self.encoder_audio.norm(layers[tap - 1]) for tap in s.taps]
+            fused["audio"] = self.encoder_audio.norm(layers[-1])
+        if s.streams == "both":
+            fused["video"], fused["audio"] = self.encoder_fusion(
+                fused["video"], fused["audio"], inputs.has_video, inputs.has_audio
+            )
+        predictions = {}
+        if s.streams != "audio":
+            predictions["video"] = self.decoder_video(fused["video"], taps["video"], mask_video)
+        if s.streams != "video":
+            predictions["audio"] = self.decoder_audio(fused["audio"], taps["audio"], mask_audio)
+        return predictions, taps, patches
+
+    def patches_video(self, inputs: Inputs) -> Tensor:
+        return patchify_video(inputs.video, self.settings.tubelet_size, self.settings.patch_size)
+
+    def patches_audio(self, inputs: Inputs) -> Tensor:
+        return patchify_audio(inputs.audio, self.settings.patch_size_audio)
+
+
+def _product(grid: tuple[int, ...]) -> int:
+    return int(torch.tensor(grid).prod())

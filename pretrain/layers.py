@@ -1,0 +1,104 @@
+"""Attention and transformer blocks of HiCMAE: pre-LN self blocks, and cross+self blocks that read another stream."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from affekt.data import torch_extensions  # noqa: F401  (timm imports torchvision)
+
+# isort: split
+from timm.layers import DropPath, Mlp
+
+NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with learned query and value bias; a key bias would cancel in the softmax.
+
+    `forward(x (B, N, D), valid (B, N) bool or None) -> (B, N, D)`; tokens with `valid` False are never attended to.
+    """
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
+        return self.proj(attend(q, k, v, self.num_heads, valid))
+
+
+class CrossAttention(nn.Module):
+    """Queries from one sequence, keys and values from another: x (B, N, D), context (B, M, D) -> (B, N, D)."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor, valid: Tensor | None = None) -> Tensor:
+        q = F.linear(x, self.q.weight, self.q_bias)
+        bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
+        k, v = F.linear(context, self.kv.weight, bias).chunk(2, dim=-1)
+        return self.proj(attend(q, k, v, self.num_heads, valid))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, valid: Tensor | None) -> Tensor:
+    """Scaled dot-product attention of (B, N, D) tensors, split into heads; keys with `valid` (B, M) False count not."""
+    q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, head_dim)
+    mask = None if valid is None else valid[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class Block(nn.Module):
+    """Pre-LN self-attention and MLP of ratio 4."""
+
+    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), valid))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class CrossBlock(Block):
+    """Cross-attention to a context, then the self block ("CS block", HiCMAE section 3.2).
+
+    The context may be missing: `context=None` for the whole batch, or `present (B,)` False for single clips. Those
+    clips pass the cross-attention unchanged, exactly as if the block were a self block.
+    """
+
+    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0):
+        super().__init__(dim, num_heads, drop_path)
+        self.cross_norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.cross_norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.cross_attn = CrossAttention(dim, num_heads)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        *,
+        present: Tensor | None = None,
+        valid: Tensor | None = None,
+        context_valid: Tensor | None = None,
+    ) -> Tensor:
+        if context is not None:
+            read = self.cross_attn(self.cross_norm1(x), self.cross_norm2(context), context_valid)
+            if present is not None:
+                read = torch.where(present[:, None, None], read, 0.0)
+            x = x + self.drop_path(read)
+        return super().forward(x, valid)

@@ -1,0 +1,83 @@
+"""What a run tells: a line on the terminal, `metrics.jsonl` for programs, TensorBoard for eyes."""
+
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from affekt import __version__
+from affekt.pretrain.checkpoint import write_atomically
+from affekt.pretrain.settings import PretrainSettings
+
+SHORT = {"loss_video": "video", "loss_audio": "audio", "loss_contrast": "contrast", "grad_norm": "grad"}
+
+
+class RunLog:
+    """Written by rank 0. After a resume, rows of steps that will be repeated are dropped from `metrics.jsonl`."""
+
+    def __init__(self, run: Path, start_step: int):
+        run.mkdir(parents=True, exist_ok=True)
+        self.run = run
+        self.started = time.time()
+        self.start_step = start_step
+        path = run / "metrics.jsonl"
+        rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start_step]
+        write_atomically(path, "".join(kept))
+        self.time_before = json.loads(kept[-1])["time_s"] if kept else 0.0
+        self.file = path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step or None)
+
+    def start(
+        self,
+        settings: PretrainSettings,
+        model: nn.Module,
+        world_size: int,
+        device: str,
+        precision: str,
+        total_steps: int,
+    ) -> None:
+        self.total_steps = total_steps
+        optim, batch = settings.optim, settings.train.global_batch
+        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        say(
+            f"{settings.model.name}: {parameters:.2f} M parameters, {precision} on {world_size} x {device}, "
+            f"{total_steps} steps of {batch} clips, learning rate {optim.scaled(optim.base_lr, batch):.3g} "
+            f"(= {optim.base_lr:g} x {batch} / 256)" + (f", from step {self.start_step}" if self.start_step else "")
+        )
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        elapsed = time.time() - self.started
+        left = elapsed / (step - self.start_step) * (self.total_steps - step)
+        row = {"step": step, **values, "time_s": self.time_before + elapsed}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        parts = "  ".join(f"{SHORT.get(k, k)} {values[k]:.4f}" for k in ("loss", *SHORT) if k in values)
+        say(
+            f"step {step}/{self.total_steps}  {parts}  lr {values['lr']:.2e}  {values['clips_per_s']:.0f} clips/s  "
+            f"data {values['data_wait']:.0%}  left {left / 60:.1f} min"
+        )
+
+    def finish(self, accounting: dict) -> None:
+        self.file.close()
+        self.board.close()
+        summary = {
+            "state": "finished",
+            "steps": self.total_steps,
+            "accounting": accounting,
+            "time_s": self.time_before + time.time() - self.started,
+            "versions": {"affekt": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
+        write_atomically(self.run / "summary.json", json.dumps(summary, indent=1))
+
+
+def say(line: str) -> None:
+    """A plain line on stderr, so that stdout stays free for results."""
+    print(line, file=sys.stderr, flush=True)

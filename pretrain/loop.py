@@ -1,0 +1,265 @@
+"""Pre-training, from settings to the last checkpoint, read from top to bottom."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from affekt import __version__
+from affekt.data.accounting import Accounting
+from affekt.data.decode import Window
+from affekt.data.errors import CheckpointError, DataError, HealthError, SettingsError
+from affekt.data.loader import train_loader
+from affekt.data.shards import ShardIndex
+from affekt.data.split import assert_disjoint, where
+from affekt.data.transforms import Preprocess
+from affekt.pretrain.checkpoint import (
+    complete_checkpoints,
+    find_checkpoint,
+    load_optimizer,
+    read_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
+from affekt.pretrain.engine import Stopwatch, agree, create_engine, resolve_precision, start_processes
+from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.log import RunLog
+from affekt.pretrain.optim import create_optimizer, lr_at
+from affekt.pretrain.pictures import reconstruction_picture
+from affekt.pretrain.settings import PretrainSettings, refuse_changes
+
+Progress = Callable[[int, int, dict[str, float]], None]
+SEEN_LISTS = ("ids", "sources", "speakers", "licences", "data_sets")
+
+
+def pretrain(
+    settings: PretrainSettings,
+    resume: str | None = None,
+    allow_change: tuple[str, ...] = (),
+    progress: Progress | None = None,
+) -> Path:
+    """Train to the last step and return the run folder.
+
+    `resume` is None (a new run), `auto`, `latest` or a checkpoint folder. The order of clips, their windows, crops and
+    masks are functions of (seed, step), so a resumed run repeats the straight one exactly. Losses are logged as means
+    over the steps since the last logged one. `progress(step, total, metrics)` is called on rank 0 at every logged step.
+    """
+    rank, world_size, device = start_processes()
+    if settings.train.threads:
+        torch.set_num_threads(settings.train.threads)
+    s, train, run = settings.model, settings.train, Path(settings.out)
+    precision = resolve_precision(train.precision, device)
+    torch.manual_seed(train.seed)
+
+    index = ShardIndex.open(settings.data.shards)
+    positions = training_positions(index, settings)
+    total_steps = train.steps or round(train.epochs * len(positions) / train.global_batch)
+    if not total_steps:
+        raise SettingsError(f"train.epochs {train.epochs} of {len(positions)} clips is less than one step")
+    model = HiCMAE(s).to(device)
+    preprocess = Preprocess(img_size=s.img_size, mel_bins=s.mel_bins, mel_frames=s.mel_frames)
+    optimizer = create_optimizer(model, settings.optim)
+
+    start_step, accounting = 0, Accounting()
+    checkpoint = open_run(run, resume)
+    if checkpoint:
+        state, weights, moments = read_checkpoint(checkpoint)
+        refuse_changes(
+            settings.changes_from(PretrainSettings.parse_saved(state["settings"], str(checkpoint))), allow_change
+        )
+        if state["data"] != index.fingerprint and "data.shards" not in allow_change:
+            raise SettingsError(
+                f"{settings.data.shards}: not the shards that {checkpoint} was trained on "
+                "(--allow-change data.shards goes on with these)"
+            )
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:  # names or shapes differ, after --allow-change of a setting of the model
+            raise CheckpointError(f"{checkpoint}: its weights do not fit the settings of the model: {error}") from error
+        load_optimizer(model, optimizer, moments)
+        start_step, accounting = state["step"], Accounting.from_dict(state["accounting"])
+    seen = seen_data(index, positions)
+    if checkpoint:
+        seen = with_seen_before(seen, checkpoint)
+    agree(_digest(settings, index, start_step), "settings, data or start step")
+
+    window = Window(num_frames=s.num_frames, frame_stride=settings.data.frame_stride, mel_frames=s.mel_frames)
+    loader = train_loader(
+        index,
+        window,
+        indices=positions,
+        global_batch=train.global_batch,
+        rank=rank,
+        world_size=world_size,
+        seed=train.seed,
+        start_step=start_step,
+        total_steps=total_steps,
+        workers=settings.data.workers,
+        streams=s.streams,
+        augment=settings.data.augment,
+    )
+    engine = create_engine(model, optimizer, train.global_batch // world_size, precision)
+    log = RunLog(run, start_step) if rank == 0 else None
+    if rank == 0:
+        write_atomically(run / "settings.yaml", settings.to_yaml())
+        write_atomically(run / "pretrain_data.json", json.dumps(seen, ensure_ascii=False))
+        log.start(settings, model, world_size, str(device), precision, total_steps)
+
+    model.train()
+    batches, watch = iter(loader), Stopwatch()
+    sums: dict[str, torch.Tensor] = {}  # of what is logged, since it was logged last; kept on the device
+    for step in range(start_step, total_steps):
+        batch = watch.wait_for(batches).to(device)
+        accounting.add(batch)
+        inputs, masks = preprocess(batch), model.masks(batch)
+        torch.manual_seed(_step_seed(train.seed, step, rank))  # drop path; nothing else draws from torch's generator
+        losses = engine(inputs, *masks)
+        engine.backward(losses["loss"])
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.clip_grad or float("inf"))
+        lr = lr_at(step, total_steps, settings.optim, train.global_batch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        engine.step()
+
+        done = step + 1
+        sums = {k: v.detach() + sums.get(k, 0.0) for k, v in {**losses, "grad_norm": grad_norm}.items()}
+        to_log, to_save = (done % n == 0 or done == total_steps for n in (train.log_every, train.checkpoint_every))
+        if to_log or to_save:  # no checkpoint of a broken model takes the place of a sound one
+            values = mean_over_ranks({name: value / watch.steps for name, value in sums.items()})
+            if not all(map(math.isfinite, values.values())):
+                raise HealthError(f"step {done}: not finite: {values}; lower optim.base_lr or set optim.clip_grad")
+        if to_log:
+            steps, seconds, waited = watch.lap()
+            sums = {}
+            values |= {
+                "lr": lr,
+                "epoch": done * train.global_batch / len(positions),
+                "clips_per_s": steps * train.global_batch / seconds,
+                "data_wait": waited / seconds,
+            }
+            if log:
+                log.step(done, values)
+                if progress:
+                    progress(done, total_steps, values)
+        if log and (done % train.picture_every == 0 or done == total_steps):
+            with watch.paused():
+                reconstruction_picture(run / "pictures" / f"step-{done:08d}.png", model, inputs, *masks)
+        if to_save:
+            with watch.paused():
+                summed = accounting.summed_over_ranks()
+                summed.check()
+                if rank == 0:
+                    state = {
+                        "settings": settings.model_dump(mode="json"),
+                        "data": index.fingerprint,
+                        "accounting": summed.to_dict(),
+                        "affekt": __version__,
+                        "torch": torch.__version__,
+                        "world_size": world_size,
+                    }
+                    save_checkpoint(run / "checkpoints", done, model, optimizer, state, train.keep_last)
+                dist.barrier()
+    summed = accounting.summed_over_ranks()
+    if log:
+        log.finish(summed.to_dict())
+    return run
+
+
+def training_positions(index: ShardIndex, settings: PretrainSettings) -> list[int]:
+    """Positions of the clips to learn from. Raises SettingsError when one of them, or its group, is held out, and when
+    `held_out` names no clip at all; DataError when there is nothing to learn from."""
+    data, streams = settings.data, settings.model.streams
+    positions = where(index, data.include)
+    if streams == "both":
+        positions = [i for i in positions if index.samples[i].has_video or index.samples[i].has_audio]
+    else:
+        positions = [i for i in positions if getattr(index.samples[i], f"has_{streams}")]
+    if not positions:
+        raise DataError(
+            f"{data.shards}: no clip with {streams} and {data.include or 'any metadata'}; see its summary.json"
+        )
+    if data.held_out:
+        held_out = where(index, data.held_out)
+        if not held_out:
+            raise SettingsError(
+                f"data.held_out {data.held_out} names no clip of {data.shards}, so nothing would be checked; "
+                "correct it, or say data.held_out={} where no clip is to be held out"
+            )
+        for field in ("id", *([data.group] if data.group else [])):
+            assert_disjoint(index, positions, held_out, field)
+    return positions
+
+
+def open_run(run: Path, resume: str | None) -> Path | None:
+    """The checkpoint to start from. Never starts silently at step 0 in a folder that holds a run, and never leaves
+    later checkpoints beside those of the resumed run: the next `--resume` would take them for its own."""
+    if resume:
+        checkpoint = find_checkpoint(run / "checkpoints", resume)
+        others = complete_checkpoints(run / "checkpoints")
+        if checkpoint and others and others[-1].resolve() != checkpoint.resolve():
+            raise CheckpointError(
+                f"{run}: holds {others[-1].name}, which {checkpoint} would not go on from; "
+                "choose another folder (out=...), or remove the checkpoints that are not wanted"
+            )
+        return checkpoint
+    if (run / "checkpoints").is_dir() and any((run / "checkpoints").iterdir()):
+        raise CheckpointError(
+            f"{run}: holds a run already; go on with --resume auto, or choose another folder (out=...)"
+        )
+    return None
+
+
+def seen_data(index: ShardIndex, positions: list[int]) -> dict[str, Any]:
+    """What the weights will have seen, kept beside them so that a later evaluation can refuse an overlap."""
+    samples = [index.samples[i] for i in positions]
+
+    def distinct(field: str) -> list[str]:
+        return sorted({str(sample.meta[field]) for sample in samples if sample.meta.get(field)})
+
+    return {
+        "ids": sorted(sample.id for sample in samples),
+        "sources": sorted({sample.source_sha256 for sample in samples if sample.source_sha256}),
+        "speakers": distinct("speaker"),
+        "licences": distinct("licence"),
+        "data_sets": distinct("data_set"),
+        "fingerprint": index.fingerprint,
+        "prepare": index.header["prepare"],
+    }
+
+
+def with_seen_before(seen: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """`seen` with what the run of the checkpoint had seen: data may change on resume, what was learned stays.
+
+    Raises CheckpointError when the run's `pretrain_data.json` is not beside its checkpoints.
+    """
+    path = checkpoint.resolve().parents[1] / "pretrain_data.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        return seen | {key: sorted({*before[key], *seen[key]}) for key in SEEN_LISTS}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: not readable ({error}), so nobody could tell what the weights have seen; "
+            "copy it beside the checkpoints, or begin a new run"
+        ) from error
+
+
+def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Scalars averaged over ranks; all of them wait for the device once."""
+    stacked = torch.stack([value.detach().float() for value in values.values()])
+    if dist.get_world_size() > 1:
+        dist.all_reduce(stacked)
+        stacked /= dist.get_world_size()
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8]) >> 1
+
+
+def _digest(settings: PretrainSettings, index: ShardIndex, start_step: int) -> str:
+    return hashlib.sha256(f"{settings.to_yaml()}{index.fingerprint}{start_step}".encode()).hexdigest()[:16]

@@ -1,0 +1,57 @@
+"""Which tokens are hidden: fixed counts, drawn from each clip's own key, so rank, worker and batch do not matter."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mask:
+    """`ids_keep` (B, K) and `ids_mask` (B, M), int64, ascending, K + M = N; `hidden` (B, N) bool, True = hidden."""
+
+    ids_keep: Tensor
+    ids_mask: Tensor
+
+    @property
+    def hidden(self) -> Tensor:
+        shape = (len(self.ids_keep), self.ids_keep.shape[1] + self.ids_mask.shape[1])
+        return torch.zeros(shape, dtype=torch.bool, device=self.ids_mask.device).scatter_(1, self.ids_mask, True)
+
+    @classmethod
+    def from_hidden(cls, hidden: Tensor) -> "Mask":
+        """From a bool (B, N) mask whose rows all hide the same number of tokens."""
+        order = hidden.to(torch.int8).argsort(dim=1, stable=True)
+        keep = int((~hidden[0]).sum())
+        return cls(order[:, :keep], order[:, keep:])
+
+    def to(self, device: torch.device | str) -> "Mask":
+        return Mask(self.ids_keep.to(device), self.ids_mask.to(device))
+
+
+def tube_mask(keys: Tensor, grid: tuple[int, int, int], ratio: float) -> Mask:
+    """The same spatial tokens hidden at every time step; `int(ratio * h * w)` of them (VideoMAE section 3.2)."""
+    t, h, w = grid
+    order = torch.from_numpy(_noise(keys, h * w, stream=0).argsort(1))
+    keep = h * w - int(ratio * h * w)
+    steps = torch.arange(t)[None, :, None] * (h * w)
+    ids_keep, ids_mask = ((steps + part.sort(1)[0][:, None]).flatten(1) for part in (order[:, :keep], order[:, keep:]))
+    return Mask(ids_keep, ids_mask)
+
+
+def random_mask(keys: Tensor, num_tokens: int, ratio: float, valid: Tensor | None = None) -> Mask:
+    """`int(ratio * num_tokens)` tokens hidden at random. Tokens with `valid` (B, N) False (padding) are hidden first,
+    so that the encoder sees none of them while at least a share `1 - ratio` of the window is real."""
+    noise = _noise(keys, num_tokens, stream=1)
+    if valid is not None:
+        noise = noise + ~valid.cpu().numpy()
+    order = torch.from_numpy(noise.argsort(1))
+    keep = num_tokens - int(ratio * num_tokens)
+    return Mask(order[:, :keep].sort(1)[0], order[:, keep:].sort(1)[0])
+
+
+def _noise(keys: Tensor, count: int, stream: int) -> np.ndarray:
+    keys = keys.tolist()  # one wait for the device, not one a clip
+    rows = [np.random.Generator(np.random.Philox(key=[key % 2**64, stream])).random(count) for key in keys]
+    return np.stack(rows)

@@ -1,0 +1,64 @@
+"""The losses of HiCMAE: masked reconstruction and hierarchical cross-modal contrast (HCMCL)."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+
+def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error over the hidden tokens that exist.
+
+    `prediction`, `target` (B, M, P); `weight` (B, M) is 0 for padding and for clips without the stream, else 1. The
+    mean runs over the tokens of the global batch: on several ranks the average of the ranks' values is the loss of
+    one process with the whole batch.
+    """
+    per_token = (prediction.float() - target.float()).square().mean(-1)
+    total = weight.sum()
+    if _world_size() > 1:
+        dist.all_reduce(total)
+        total = total / _world_size()
+    return (per_token * weight).sum() / total.clamp(min=1e-6)
+
+
+def contrastive_loss(video: Tensor, audio: Tensor, paired: Tensor, temperature: float, center: bool = False) -> Tensor:
+    """Symmetric InfoNCE between the pooled streams of the global batch (HiCMAE equations 9-11).
+
+    `video`, `audio` (B, D) pooled features of this rank; `paired` (B,) bool, False where a stream is missing: such
+    clips are neither anchors nor negatives. Features of other ranks are gathered with their gradient, so the average
+    over ranks equals the loss of one process. (The published code takes negatives from the local batch only.)
+
+    `center` takes the mean over the batch off each stream first. At the start pooled features differ by little more
+    than rounding around a common direction, and without it short runs spend themselves on finding the difference.
+    """
+    video, audio, start = video.float(), audio.float(), 0
+    all_video, all_audio, all_paired = video, audio, paired
+    if _world_size() > 1:
+        all_video, all_audio = (torch.cat(all_gather(x)) for x in (video, audio))
+        gathered = [torch.empty_like(paired) for _ in range(_world_size())]
+        dist.all_gather(gathered, paired)
+        all_paired, start = torch.cat(gathered), _rank() * len(video)
+    if center:
+        weight = all_paired[:, None] / all_paired.sum().clamp(min=1)
+        mean_video, mean_audio = ((x * weight).sum(0) for x in (all_video, all_audio))
+        video, all_video = video - mean_video, all_video - mean_video
+        audio, all_audio = audio - mean_audio, all_audio - mean_audio
+    video, audio, all_video, all_audio = (F.normalize(x, dim=-1) for x in (video, audio, all_video, all_audio))
+    labels = torch.arange(start, start + len(video), device=video.device)
+    hide = torch.where(all_paired, 0.0, float("-inf")).repeat(len(video), 1)  # (B, global B)
+    hide.scatter_(1, labels[:, None], 0.0)  # a row keeps its own pair, so that no softmax runs over nothing
+    loss = sum(
+        F.cross_entropy(rows @ columns.T / temperature + hide, labels, reduction="none")
+        for rows, columns in ((video, all_audio), (audio, all_video))
+    )
+    count = all_paired.sum().clamp(min=1)
+    return 0.5 * (loss * paired).sum() * _world_size() / count
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

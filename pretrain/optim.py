@@ -1,0 +1,44 @@
+"""AdamW with its parameter groups, and the learning rate as a pure function of the step."""
+
+import math
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from affekt.data.settings import Settings
+
+
+class OptimSettings(Settings):
+    """AdamW as in the MAE family; the defaults are the published HiCMAE pre-training."""
+
+    base_lr: float = Field(3e-4, gt=0, description="per 256 clips of the global batch; lr = base_lr * batch / 256")
+    min_lr: float = Field(1e-5, ge=0, description="end of the cosine, scaled like base_lr")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of all steps with a linear warm-up from 0")
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = Field(0.05, ge=0)
+    clip_grad: float = Field(0.0, ge=0, description="maximal gradient norm; 0 clips nothing")
+
+    def scaled(self, lr: float, global_batch: int) -> float:
+        return lr * global_batch / 256
+
+
+def lr_at(step: int, total_steps: int, settings: OptimSettings, global_batch: int) -> float:
+    """The learning rate of optimiser step `step` (0-based): linear warm-up, then a cosine down to `min_lr`."""
+    peak, low = (settings.scaled(lr, global_batch) for lr in (settings.base_lr, settings.min_lr))
+    warmup = round(settings.warmup_share * total_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * progress))
+
+
+def create_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
+    """Fused AdamW. Biases, norms and both mask tokens are free of weight decay (the published code decays the audio
+    mask token, by a slip in its list of names)."""
+    decay, free = [], []
+    for name, parameter in model.named_parameters():
+        (free if parameter.ndim == 1 or name.endswith("mask_token") else decay).append(parameter)
+    groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)

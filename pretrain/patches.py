@@ -1,0 +1,82 @@
+"""Patches of a clip, their fixed positions and their reconstruction targets."""
+
+import torch
+from torch import Tensor
+
+from affekt.data.transforms import PICTURE_MEAN, PICTURE_STD
+
+
+def patchify_video(video: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
+    """(B, 3, T, H, W) -> (B, t*h*w, tubelet*p*p*3), each vector in (frame, y, x, channel) order."""
+    b, c, t, h, w = video.shape
+    p = patch_size
+    video = video.reshape(b, c, t // tubelet_size, tubelet_size, h // p, p, w // p, p)
+    return video.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(1, 3)
+
+
+def unpatchify_video(patches: Tensor, grid: tuple[int, int, int], tubelet_size: int, patch_size: int) -> Tensor:
+    """The inverse of `patchify_video`: (B, t*h*w, tubelet*p*p*3) -> (B, 3, T, H, W)."""
+    t, h, w = grid
+    p = patch_size
+    x = patches.reshape(-1, t, h, w, tubelet_size, p, p, 3)
+    return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(-1, 3, t * tubelet_size, h * p, w * p)
+
+
+def patchify_audio(mel: Tensor, patch_size: int) -> Tensor:
+    """(B, 1, frames, mels) -> (B, time*mel, p*p), each vector in (frame, mel) order."""
+    b, _, t, f = mel.shape
+    p = patch_size
+    return mel.reshape(b, t // p, p, f // p, p).transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def unpatchify_audio(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+    """The inverse of `patchify_audio`: (B, time*mel, p*p) -> (B, 1, frames, mels)."""
+    t, f = grid
+    p = patch_size
+    return patches.reshape(-1, t, f, p, p).transpose(2, 3).reshape(-1, 1, t * p, f * p)
+
+
+@torch.no_grad()
+def standardise_video(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Undo the ImageNet normalisation, then standardise each patch per colour channel (unbiased, 1e-6 on the std).
+
+    `patches` (B, N, L*3) -> standardised (B, N, L, 3), mean and std (B, N, 1, 3) on the 0-1 scale. Always float32.
+    """
+    x = patches.float().unflatten(-1, (-1, 3))
+    x = x * x.new_tensor(PICTURE_STD) + x.new_tensor(PICTURE_MEAN)
+    var, mean = torch.var_mean(x, -2, keepdim=True)
+    std = var.sqrt() + 1e-6
+    return (x - mean) / std, mean, std
+
+
+@torch.no_grad()
+def video_target(patches: Tensor, tubelet_size: int, frame_difference: bool) -> Tensor:
+    """What the video decoder predicts, (B, N, L*3): standardised patches, and with `frame_difference` each later
+    frame of a tubelet as its difference to the frame before (HiCMAE section 3.3; the published script has it on)."""
+    target, _, _ = standardise_video(patches)
+    if frame_difference:
+        frames = target.unflatten(-2, (tubelet_size, -1))  # (B, N, tubelet, p*p, 3)
+        target = torch.cat((frames[:, :, :1], frames[:, :, 1:] - frames[:, :, :-1]), dim=2)
+    return target.flatten(2)
+
+
+@torch.no_grad()
+def standardise_audio(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardise each log-mel patch over its values (unbiased, 1e-6 on the std): (B, N, L) and mean, std (B, N, 1)."""
+    x = patches.float()
+    mean, std = x.mean(-1, keepdim=True), x.var(-1, keepdim=True).sqrt() + 1e-6
+    return (x - mean) / std, mean, std
+
+
+def sinusoid_positions(length: int, dim: int) -> Tensor:
+    """Fixed 1-D sinusoids over the flattened token index, (1, length, dim): sin on even, cos on odd channels."""
+    channel = torch.arange(dim, dtype=torch.float64)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
+    angle[:, 0::2] = angle[:, 0::2].sin()
+    angle[:, 1::2] = angle[:, 1::2].cos()
+    return angle.float()[None]
+
+
+def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
+    """Tokens (B, N, D) at `ids` (B, K) -> (B, K, D)."""
+    return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[-1]))

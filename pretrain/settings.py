@@ -1,0 +1,95 @@
+"""The settings of one pre-training run: one YAML file, one frozen object."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from affekt.data.errors import SettingsError
+from affekt.data.loader import Augment
+from affekt.data.settings import Settings
+from affekt.pretrain.engine import Precision
+from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.optim import OptimSettings
+from affekt.pretrain.registry import SIZES, list_models
+
+
+class DataSettings(Settings):
+    """Which clips are learned from, and how a training view is cut from one."""
+
+    shards: str = Field(description="folder written by `affekt prepare`")
+    include: dict[str, list[str]] = Field({}, description="metadata field -> allowed values, e.g. {split: [train]}")
+    held_out: dict[str, list[str]] = Field({}, description="clips that must not be seen; checked by id and group")
+    group: str | None = Field("speaker", description="no group of a held-out clip may be seen; null checks ids alone")
+    frame_stride: int = Field(4, ge=1, description="video frames between two sampled ones, at 25 fps")
+    augment: Augment = Augment()
+    workers: int = Field(2, ge=0)
+
+
+class TrainSettings(Settings):
+    """Length, batch and bookkeeping of a run."""
+
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    global_batch: int = Field(160, ge=1, description="clips per step over all ranks")
+    precision: Precision = "auto"
+    seed: int = 0
+    threads: int | None = Field(None, ge=1, description="CPU threads of the model; null leaves torch's choice")
+    log_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(500, ge=1)
+    picture_every: int = Field(500, ge=1)
+    keep_last: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainSettings":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set one of train.steps and train.epochs")
+        return self
+
+
+class PretrainSettings(Settings):
+    """Everything that `affekt pretrain CONFIG` reads. `model.name` names a size; other keys replace its values."""
+
+    out: str = Field(description="the run folder")
+    model: HiCMAESettings
+    data: DataSettings
+    optim: OptimSettings = OptimSettings()
+    train: TrainSettings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_size(cls, values: Any) -> Any:
+        model = values.get("model") if isinstance(values, dict) else None
+        if not isinstance(model, dict) or "name" not in model:
+            return values
+        if model["name"] not in SIZES:
+            raise ValueError(f"unknown model `{model['name']}`; known: {', '.join(list_models())}")
+        return {**values, "model": {**SIZES[model["name"]], **model}}
+
+    def changes_from(self, old: "PretrainSettings") -> dict[str, tuple[Any, Any]]:
+        """`{key: (old, new)}` of every setting that decides the result; folders, logging and workers do not."""
+        free = ("out", "data.shards", "data.workers", "train.log_every", "train.picture_every", "train.threads")
+        free += ("train.checkpoint_every", "train.keep_last")
+        before, after = _flat(old.model_dump(mode="json")), _flat(self.model_dump(mode="json"))
+        return {
+            key: (before.get(key), after.get(key))
+            for key in sorted(before | after)
+            if before.get(key) != after.get(key) and key not in free
+        }
+
+
+def refuse_changes(changes: dict[str, tuple[Any, Any]], allowed: tuple[str, ...]) -> None:
+    """Raise SettingsError that lists old and new values, unless every change is allowed by name."""
+    changes = {key: pair for key, pair in changes.items() if key not in allowed}
+    if changes:
+        lines = [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()]
+        raise SettingsError(
+            "the run was started with other settings:\n" + "\n".join(lines) + "\n"
+            "restore them, allow each by name (--allow-change KEY), or start in another folder (out=...)"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,182 @@
+"""Pooling against its obvious version; frozen features of real shards under a real encoder, cached and masked."""
+
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+import soundfile
+import torch
+
+from affekt.data.errors import DataError
+from affekt.data.shard_writer import ShardWriter
+from affekt.finetune import features as features_module
+from affekt.finetune.baselines import majority, mel_statistics, pixel_statistics, statistics
+from affekt.finetune.features import extract, pool, stream_of, weights_hash
+from affekt.pretrain.export import create_encoder
+from affekt.pretrain.hicmae import HiCMAESettings
+
+TINY = HiCMAESettings(
+    embed_dim=16,
+    num_heads=2,
+    depth=2,
+    fusion_depth=1,
+    decoder_embed_dim=16,
+    decoder_num_heads=2,
+    taps=(1, 2),
+    img_size=32,
+    num_frames=4,
+    mel_frames=64,
+)
+
+
+def record_of(name, rng, *, video=True, audio=True, seconds=1.2):
+    frames = rng.integers(0, 256, (int(25 * seconds), 32, 32, 3), dtype=np.uint8)
+    jpegs = [simplejpeg.encode_jpeg(frame) for frame in frames] if video else []
+    sound = io.BytesIO()
+    samples = int(16000 * seconds)
+    soundfile.write(sound, 0.1 * rng.standard_normal(samples).astype(np.float32), 16000, format="FLAC")
+    members = ({"mjpeg": b"".join(jpegs)} if video else {}) | ({"flac": sound.getvalue()} if audio else {})
+    record = {
+        "id": name,
+        "frames": len(jpegs),
+        "samples": samples if audio else 0,
+        "duration": seconds,
+        "flags": [],
+        "source_sha256": f"{name:0>64}",
+        "frame_sizes": [len(jpeg) for jpeg in jpegs],
+        "meta": {},
+    }
+    return record, members
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    writer = ShardWriter(tmp_path_factory.mktemp("shards"))
+    clips = [record_of(f"both{i}", rng) for i in range(3)]
+    clips += [record_of("silent", rng, audio=False), record_of("unseen", rng, video=False)]
+    clips += [record_of("short", rng, seconds=0.4)]
+    writer.write_shard(0, clips)
+    return writer.finish({"size": 32, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return create_encoder(TINY, 4, {})
+
+
+def test_pooling_equals_a_loop():
+    tokens = torch.randn(3, 5 * 4 * 6, 7)
+    valid = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    pooled = pool(tokens, (5, 4, 6), 2, valid)
+    for clip in range(3):
+        x = tokens[clip].reshape(5, 4, 6, 7)[valid[clip]].numpy()  # (steps, rows, columns, D)
+        flat = x.reshape(-1, 7)
+        np.testing.assert_allclose(pooled["mean"][clip], flat.mean(0), atol=1e-5)
+        np.testing.assert_allclose(pooled["mean_std"][clip], [*flat.mean(0), *flat.std(0)], atol=1e-5)
+        expected = []
+        for rows in (x[:, :2], x[:, 2:]):
+            band = rows.mean((1, 2))
+            expected += [*band.mean(0), *band.std(0)]
+        np.testing.assert_allclose(pooled["rows_mean_std"][clip], expected, atol=1e-5)
+
+
+def test_every_layer_and_pooling_of_every_clip_that_has_the_stream(index, encoder):
+    table = extract(encoder, index, range(6), windows=2, batch_size=2)
+    poolings = {"mean": 16, "mean_std": 32, "rows_mean_std": None}
+    expected = {f"{layer}/{p}" for layer in ("audio_1", "audio_2", "video_1", "video_2") for p in poolings}
+    expected |= {f"fusion_{stream}/{p}" for stream in ("audio", "video") for p in poolings}
+    assert set(table.blocks) == expected
+    assert table.has["audio"].tolist() == [True, True, True, False, True, True]
+    assert table.has["video"].tolist() == [True, True, True, True, False, True]
+    assert table.has["both"].tolist() == [True, True, True, False, False, True]
+    assert table.blocks["audio_1/rows_mean_std"].shape == (5, 8 * 2 * 16)
+    assert table.blocks["video_1/rows_mean_std"].shape == (5, 2 * 2 * 16)  # the picture has two rows of patches
+    assert table.blocks["fusion_video/mean_std"].shape == (4, 32)
+    assert not table.unread
+    with pytest.raises(AssertionError, match="silent"):
+        table.take("audio_1/mean", np.array([0, 3]))
+
+
+def test_rows_are_means_over_windows_whatever_the_batches(index, encoder):
+    one = extract(encoder, index, range(6), windows=2, batch_size=2)
+    other = extract(encoder, index, [5, 2, 0, 4], windows=2, batch_size=16)
+    for name in one.blocks:
+        has = [clip for clip in (5, 2, 0, 4) if one.has[stream_of(name)][clip]]
+        np.testing.assert_allclose(other.blocks[name], one.take(name, np.array(has)), atol=2e-5, err_msg=name)
+
+
+def test_padding_is_left_out_of_the_pooling(index, encoder):
+    """The short clip has 38 of 64 log-mel frames: three of four steps of tokens hold sound, the last one is padding."""
+    from affekt.data.loader import eval_loader
+
+    batch = next(iter(eval_loader(index, encoder.window, indices=[5], windows_per_clip=1, batch_size=1, workers=0)))
+    inputs = encoder.preprocess(batch)
+    tokens = encoder.layers(inputs, "both")["audio_2"][0].detach().reshape(4, 8, 16)
+    table = extract(encoder, index, [5], windows=1)
+    np.testing.assert_allclose(table.blocks["audio_2/mean"][0], tokens[:3].mean((0, 1)), atol=1e-5)
+    assert not np.allclose(table.blocks["audio_2/mean"][0], tokens.mean((0, 1)), atol=1e-3)
+
+
+def test_cache_is_reused_only_for_the_same_weights_clips_and_windows(index, encoder, tmp_path, monkeypatch):
+    first = extract(encoder, index, range(6), windows=1, cache=tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+    calls = []
+    monkeypatch.setattr(features_module, "average_views", lambda *a, **k: calls.append(1) or first)
+    again = extract(encoder, index, range(6), windows=1, cache=tmp_path)
+    assert not calls
+    assert again.ids == first.ids and all((again.has[s] == first.has[s]).all() for s in first.has)
+    assert all((again.blocks[name] == first.blocks[name]).all() for name in first.blocks)
+    torch.manual_seed(1)
+    other = create_encoder(TINY, 4, {})
+    assert weights_hash(other) != weights_hash(encoder)
+    extract(other, index, range(6), windows=1, cache=tmp_path)
+    extract(encoder, index, range(5), windows=1, cache=tmp_path)
+    extract(encoder, index, range(6), windows=2, cache=tmp_path)
+    assert len(calls) == 3
+
+
+def test_damaged_cache_is_computed_again(index, encoder, tmp_path):
+    first = extract(encoder, index, range(3), windows=1, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-100])
+    again = extract(encoder, index, range(3), windows=1, cache=tmp_path)
+    np.testing.assert_array_equal(again.blocks["audio_1/mean"], first.blocks["audio_1/mean"])
+
+
+def test_features_that_are_not_finite_are_refused(index):
+    torch.manual_seed(0)
+    broken = create_encoder(TINY, 4, {})
+    with torch.no_grad():
+        next(p for name, p in broken.named_parameters() if "encoder_audio" in name).fill_(float("nan"))
+    with pytest.raises(DataError, match="both0"):
+        extract(broken, index, range(6), windows=1)
+
+
+def test_statistics_of_sound_leave_padding_out():
+    sound = torch.randn(1, 400 + 63 * 160) * 0.1
+    half = sound.clone()
+    half[:, 400 + 31 * 160 :] = 0
+    full = mel_statistics(half[:, : 400 + 31 * 160], torch.tensor([400 + 31 * 160]))
+    padded = mel_statistics(half, torch.tensor([400 + 31 * 160]))
+    assert padded["audio_statistics/level"].shape == (1, 256)
+    assert padded["audio_statistics/level_change"].shape == (1, 512)
+    for name in full:
+        torch.testing.assert_close(padded[name], full[name], atol=0.05, rtol=0)
+
+
+def test_statistics_of_pictures():
+    video = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
+    video[:, ::2, :8, :8] = 255  # one cell of the 4 x 4 grid blinks
+    grid = pixel_statistics(video)["video_statistics/grid4"].reshape(3, 3, 4, 4)  # mean, deviation, difference
+    torch.testing.assert_close(grid[:, 0, 0, 0], torch.tensor([0.5, 0.5, 1.0]))
+    assert grid[:, :, 1:].abs().sum() == 0
+
+
+def test_statistics_table_matches_what_clips_have(index, encoder):
+    table = statistics(index, range(6), encoder.window, windows=2)
+    assert table.has["both"].tolist() == [True, True, True, False, False, True]
+    assert {name.split("/")[0] for name in table.blocks} == {"audio_statistics", "video_statistics"}
+    assert majority(np.array([2, 1, 1, 2, 0]), 4) == 1

@@ -1,0 +1,119 @@
+"""Parity with the published HiCMAE code on a small reference model (weights, inputs and outputs stored in one file)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from affekt.data.transforms import Inputs
+from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
+from affekt.pretrain.masks import Mask
+from affekt.pretrain.patches import gather_tokens, patchify_audio, patchify_video, standardise_audio, video_target
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not here")
+
+
+def our_name(name: str) -> str:
+    """A published tensor name -> ours (spec: the audio stream is suffixed, the video stream has no suffix)."""
+    for theirs, ours in (
+        ("mask_token_audio", "decoder_audio.mask_token"),
+        ("mask_token", "decoder_video.mask_token"),
+        ("encoder_to_decoder_audio.", "decoder_audio.decoder_embed."),
+        ("encoder_to_decoder.", "decoder_video.decoder_embed."),
+        ("encoder_fusion.blocks_audio.", "encoder_fusion.blocks_audio."),
+        ("encoder_fusion.norm_audio.", "encoder_fusion.norm_audio."),
+        ("encoder_fusion.blocks.", "encoder_fusion.blocks_video."),
+        ("encoder_fusion.norm.", "encoder_fusion.norm_video."),
+        ("encoder.", "encoder_video."),
+        ("decoder.", "decoder_video."),
+    ):
+        if name.startswith(theirs):
+            name = ours + name[len(theirs) :]
+            break
+    return name.replace("patch_embed.proj.", "patch_embed.").replace(".head.", ".decoder_pred.")
+
+
+def our_tensor(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Convolution kernels become linear maps of our patch vectors: (frame, y, x, channel) and (frame, mel)."""
+    if value.ndim == 5:
+        return value.permute(0, 2, 3, 4, 1).flatten(1)
+    return value.flatten(1) if value.ndim == 4 else value
+
+
+@pytest.fixture(scope="module")
+def golden():
+    torch.set_float32_matmul_precision("highest")
+    tensors = load_file(GOLDEN / "hicmae_reference.safetensors")
+    config = json.loads((GOLDEN / "hicmae_reference.json").read_text())
+    c = config["config"]
+    model = HiCMAE(
+        HiCMAESettings(
+            embed_dim=c["embed_dim"],
+            num_heads=c["num_heads"],
+            depth=c["depth"],
+            fusion_depth=c["fusion_depth"],
+            decoder_embed_dim=c["decoder_embed_dim"],
+            decoder_num_heads=c["decoder_num_heads"],
+            taps=tuple(tap + 1 for tap in c["taps_0based"]),
+            img_size=c["img_size"],
+            num_frames=c["num_frames"],
+            mel_frames=c["audio_frames"],
+            mel_bins=c["mel_bins"],
+        )
+    )
+    weights = {
+        our_name(k.removeprefix("pretrain/")): our_tensor(k, v) for k, v in tensors.items() if k.startswith("pretrain/")
+    }
+    model.load_state_dict(weights, strict=True)
+    return model, tensors, config["losses"]
+
+
+def inputs_of(tensors) -> tuple[Inputs, Mask, Mask]:
+    video, audio = tensors["in/video"], tensors["in/audio"]
+    present = torch.ones(len(video), dtype=torch.bool)
+    frames = torch.full((len(video),), audio.shape[2])
+    inputs = Inputs(video=video, audio=audio, has_video=present, has_audio=present, audio_frames=frames)
+    masks = (Mask.from_hidden(tensors[f"in/mask_{stream}"].bool()) for stream in ("video", "audio"))
+    return inputs, *masks
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def test_golden_outputs_and_losses(golden):
+    model, tensors, losses = golden
+    inputs, mask_video, mask_audio = inputs_of(tensors)
+    with torch.no_grad():
+        predictions, *_ = model.reconstruct(inputs, mask_video, mask_audio)
+        parts = model(inputs, mask_video, mask_audio)
+    assert error(predictions["video"], tensors["out/pred_video"]) < 2e-6
+    assert error(predictions["audio"], tensors["out/pred_audio"]) < 2e-6
+    assert parts["loss_video"].item() == pytest.approx(losses["video_frame_diff"], rel=2e-6)
+    assert parts["loss_audio"].item() == pytest.approx(losses["audio"], rel=2e-6)
+    assert parts["loss_contrast"].item() == pytest.approx(sum(losses["contrastive_per_tap"]), rel=5e-6)
+    assert parts["loss"].item() == pytest.approx(losses["total_lambda_0.0025"], rel=2e-6)
+
+
+def test_golden_targets(golden):
+    _, tensors, _ = golden
+    inputs, mask_video, mask_audio = inputs_of(tensors)
+    hidden = gather_tokens(patchify_video(inputs.video, 2, 16), mask_video.ids_mask)
+    assert error(video_target(hidden, 2, frame_difference=True), tensors["out/target_video"]) < 1e-6
+    assert error(video_target(hidden, 2, frame_difference=False), tensors["out/target_video_no_frame_diff"]) < 1e-6
+    audio = gather_tokens(patchify_audio(inputs.audio, 16), mask_audio.ids_mask)
+    assert error(standardise_audio(audio)[0], tensors["out/target_audio"]) < 1e-6
+
+
+def test_golden_gradients(golden):
+    model, tensors, _ = golden
+    model.zero_grad()
+    model(*inputs_of(tensors))["loss"].backward()
+    stored = {name: value for name, value in tensors.items() if name.startswith("grad/")}
+    assert len(stored) == 5
+    for name, value in stored.items():
+        gradient = model.get_parameter(our_name(name.removeprefix("grad/"))).grad
+        assert error(gradient, our_tensor(name, value)) < 2e-6, name

@@ -1,0 +1,144 @@
+"""The model and its objectives against obvious slow versions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from affekt.data.errors import SettingsError
+from affekt.data.transforms import Inputs
+from affekt.pretrain.masks import random_mask, tube_mask
+from affekt.pretrain.objectives import contrastive_loss, reconstruction_loss
+from affekt.pretrain.patches import patchify_audio, patchify_video, unpatchify_audio, unpatchify_video
+from affekt.pretrain.registry import create_model, list_models, model_settings
+
+SMALL = {"embed_dim": 48, "depth": 2, "taps": (1, 2), "decoder_embed_dim": 32, "img_size": 32, "mel_frames": 64}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return create_model("hicmae_nano", **SMALL)
+
+
+def make_inputs(model, has_video=(True, True, True), has_audio=(True, True, True)):
+    s, b = model.settings, len(has_video)
+    generator = torch.Generator().manual_seed(1)
+    video = torch.randn(b, 3, s.num_frames, s.img_size, s.img_size, generator=generator)
+    audio = torch.randn(b, 1, s.mel_frames, s.mel_bins, generator=generator)
+    frames = torch.full((b,), s.mel_frames)
+    inputs = Inputs(video, audio, torch.tensor(has_video), torch.tensor(has_audio), frames)
+    keys = torch.arange(b)
+    mask_audio = random_mask(keys, s.grid_audio[0] * s.grid_audio[1], s.mask_ratio_audio)
+    return inputs, tube_mask(keys, s.grid_video, 0.75), mask_audio
+
+
+def test_sizes_have_the_published_parameter_counts():
+    counts = {name: sum(p.numel() for p in create_model(name).parameters()) for name in list_models()}
+    assert counts["hicmae_base"] == 99_609_344  # spec: 540 tensors, 99,609,344 numbers
+    assert round(counts["hicmae_small"] / 1e6, 1) == 50.6
+    assert counts["hicmae_tiny"] == pytest.approx(22.8e6, rel=0.01)
+    assert 1e6 <= counts["hicmae_nano"] <= 2e6
+
+
+def test_settings_name_the_way_out():
+    with pytest.raises(SettingsError, match="img_size 100 is not divisible by patch_size 16; use 96 or 112"):
+        model_settings("hicmae_nano", img_size=100)
+    with pytest.raises(SettingsError, match=r"unknown model `hicmae_huge`.*hicmae_base"):
+        create_model("hicmae_huge")
+    with pytest.raises(SettingsError, match="did you mean `mask_ratio_video`"):
+        create_model("hicmae_nano", mask_ratio_vido=0.5)
+    with pytest.raises(SettingsError, match="taps"):
+        create_model("hicmae_nano", taps=(2, 9))
+    with pytest.raises(SettingsError, match=r"patch_size: .*greater than 0"):
+        create_model("hicmae_nano", patch_size=0)
+    with pytest.raises(SettingsError, match=r"mask_ratio_video 0\.02 hides none of 36 tokens"):
+        create_model("hicmae_nano", mask_ratio_video=0.02)
+
+
+def test_patches_round_trip():
+    video, mel = torch.randn(2, 3, 8, 32, 48), torch.randn(2, 1, 64, 128)
+    assert torch.equal(unpatchify_video(patchify_video(video, 2, 16), (4, 2, 3), 2, 16), video)
+    assert torch.equal(unpatchify_audio(patchify_audio(mel, 16), (4, 8), 16), mel)
+    # the first vector is the first tubelet in (frame, y, x, channel) order
+    first = video[0, :, :2, :16, :16].permute(1, 2, 3, 0).flatten()
+    assert torch.equal(patchify_video(video, 2, 16)[0, 0], first)
+
+
+def test_only_visible_tokens_are_embedded(model):
+    inputs, mask_video, mask_audio = make_inputs(model)
+    before, *_ = model.reconstruct(inputs, mask_video, mask_audio)
+    patches = model.patches_video(inputs)
+    patches = patches.scatter(1, mask_video.ids_mask[..., None].expand(-1, -1, patches.shape[-1]), 1e3)
+    s = model.settings
+    inputs = replace(inputs, video=unpatchify_video(patches, s.grid_video, s.tubelet_size, s.patch_size))
+    after, *_ = model.reconstruct(inputs, mask_video, mask_audio)
+    assert torch.equal(before["video"], after["video"]) and torch.equal(before["audio"], after["audio"])
+
+
+def test_a_clip_without_sound_changes_nothing_else(model):
+    """The absent stream is left out: what stands in its place has no influence, and no loss or gradient comes of it."""
+    inputs, mask_video, mask_audio = make_inputs(model, has_audio=(True, False, True))
+    losses = model(inputs, mask_video, mask_audio)
+    inputs = replace(inputs, audio=inputs.audio.index_fill(0, torch.tensor([1]), 7.0).requires_grad_())
+    again = model(inputs, mask_video, mask_audio)
+    for name, value in losses.items():
+        assert torch.equal(value, again[name]), name
+    again["loss"].backward()
+    assert not inputs.audio.grad[1].any() and inputs.audio.grad[0].any()
+
+
+def test_absent_context_equals_no_context(model):
+    """A gated clip in a mixed batch comes out as from a fusion that has no second stream at all."""
+    inputs, mask_video, mask_audio = make_inputs(model, has_audio=(True, False, True))
+    layers = model.encoder_video(model.patches_video(inputs), mask_video.ids_keep)
+    x = model.encoder_video.norm(layers[-1])
+    audio = torch.randn(3, mask_audio.ids_keep.shape[1], x.shape[-1])
+    fused, _ = model.encoder_fusion(x, audio, inputs.has_video, inputs.has_audio)
+    alone = x
+    for block in model.encoder_fusion.blocks_video:
+        alone = block(alone, None)
+    alone = model.encoder_fusion.norm_video(alone)
+    torch.testing.assert_close(fused[1], alone[1])
+    assert (fused[0] - alone[0]).abs().max() > 1e-3
+
+
+def test_single_stream_models_have_that_stream_alone():
+    model = create_model("hicmae_nano", streams="audio", **SMALL)
+    assert not any("video" in name or "fusion" in name for name, _ in model.named_parameters())
+    losses = model(*make_inputs(model))
+    assert set(losses) == {"loss", "loss_audio"}
+
+
+def test_reconstruction_loss_against_a_loop():
+    prediction, target = torch.randn(3, 5, 7), torch.randn(3, 5, 7)
+    weight = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 0, 0, 0]], dtype=torch.float)
+    slow = [((prediction[i, j] - target[i, j]) ** 2).mean() for i in range(3) for j in range(5) if weight[i, j]]
+    torch.testing.assert_close(reconstruction_loss(prediction, target, weight), torch.stack(slow).mean())
+    assert reconstruction_loss(prediction, target, torch.zeros(3, 5)) == 0
+
+
+def test_contrastive_loss_against_a_loop():
+    video, audio = torch.randn(4, 8, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64)
+    paired = torch.tensor([True, False, True, True])
+    rows = [0, 2, 3]
+    v, a = F.normalize(video[rows], dim=-1), F.normalize(audio[rows], dim=-1)
+    logits = v @ a.T / 0.07
+    slow = torch.tensor(0.0, dtype=torch.float64)
+    for i in range(3):
+        slow += -(logits[i, i] - logits[i].logsumexp(0)) / 6 - (logits[i, i] - logits[:, i].logsumexp(0)) / 6
+    torch.testing.assert_close(contrastive_loss(video, audio, paired, 0.07), slow.float(), rtol=1e-5, atol=1e-5)
+    assert contrastive_loss(video, audio, torch.zeros(4, dtype=torch.bool), 0.07) == 0
+
+
+def test_padded_sound_weighs_nothing(model):
+    inputs, mask_video, mask_audio = make_inputs(model)
+    inputs = replace(inputs, audio_frames=torch.tensor([64, 32, 64]))
+    first = model(inputs, mask_video, mask_audio)["loss_audio"]
+    hidden = mask_audio.hidden[1].unflatten(0, model.settings.grid_audio)
+    hidden[:2] = False  # hidden tokens of the padding alone: visible ones would change what the encoder sees
+    mel = hidden.repeat_interleave(16, 0).repeat_interleave(16, 1)
+    padding = torch.stack([torch.zeros_like(mel), mel, torch.zeros_like(mel)])[:, None]
+    inputs = replace(inputs, audio=torch.where(padding, 9.0, inputs.audio))
+    torch.testing.assert_close(first, model(inputs, mask_video, mask_audio)["loss_audio"])

@@ -1,0 +1,138 @@
+"""Pre-training as real processes: it learns, a kill -9 costs nothing, two ranks are one, mistakes are told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+SMALL = {
+    "name": "hicmae_nano",
+    "embed_dim": 48,
+    "depth": 2,
+    "taps": [1, 2],
+    "decoder_embed_dim": 32,
+    "img_size": 32,
+    "mask_ratio_video": 0.5,
+    "contrast_weight": 0.1,
+    "drop_path": 0.1,
+}
+
+
+@pytest.fixture
+def config(tmp_path, tiny_shards) -> Path:
+    settings = {
+        "out": str(tmp_path / "run"),
+        "model": SMALL,
+        "data": {"shards": str(tiny_shards(24).root), "frame_stride": 8, "workers": 0},
+        "optim": {"base_lr": 0.05, "clip_grad": 1.0},
+        "train": {"steps": 12, "global_batch": 8, "log_every": 1, "checkpoint_every": 4, "picture_every": 100},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def start(config: Path, *arguments: str, ranks: int = 1) -> subprocess.Popen:
+    launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "affekt", "pretrain", str(config), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(config: Path, *arguments: str, ranks: int = 1, expect: int = 0) -> str:
+    process = start(config, *arguments, ranks=ranks)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == expect, errors
+    return errors
+
+
+def metrics(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("clips_per_s", "data_wait", "time_s")} for row in rows]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / "step-00000012" / "model.safetensors")
+
+
+def test_a_killed_run_resumed_is_the_straight_run_bit_by_bit(tmp_path, config):
+    run(config, f"out={tmp_path / 'straight'}")
+    process = start(config)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
+    deadline = time.monotonic() + 200
+    while not checkpoint.is_dir():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    message = run(config, expect=3)
+    assert "--resume auto" in message  # never silently from step 0
+    message = run(config, "optim.base_lr=0.1", "--resume", "auto", expect=1)
+    assert "optim.base_lr: 0.05 -> 0.1" in message
+    run(config, "--resume", "auto")
+
+    straight, resumed = metrics(tmp_path / "straight"), metrics(tmp_path / "run")
+    assert resumed == straight
+    assert [row["step"] for row in straight] == list(range(1, 13))
+    assert straight[-1]["loss"] < straight[0]["loss"]
+    expected = weights(tmp_path / "straight")
+    for name, value in weights(tmp_path / "run").items():
+        assert torch.equal(value, expected[name]), name
+    for name in ("settings.yaml", "pretrain_data.json", "summary.json", "pictures/step-00000012.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    accounting = json.loads((tmp_path / "run" / "summary.json").read_text())["accounting"]
+    assert accounting["used"] == accounting["planned"] == 12 * 8
+
+
+def test_two_gloo_ranks_train_as_one_process(tmp_path, config):
+    run(config, f"out={tmp_path / 'one'}", "train.steps=4", "model.drop_path=0", "model.contrast_center=true")
+    run(config, f"out={tmp_path / 'two'}", "train.steps=4", "model.drop_path=0", "model.contrast_center=true", ranks=2)
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "loss_video", "loss_audio", "loss_contrast", "grad_norm"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4), (a["step"], name)
+
+
+def test_held_out_speakers_are_never_seen(config):
+    message = run(config, "data.held_out={split: [test]}", expect=1)
+    assert "speaker" in message or "id" in message
+
+
+def test_mistakes_are_told(tmp_path, config):
+    assert "did you mean `mask_ratio_video`" in run(config, "model.mask_ratio_vidoe=0.9", expect=1)
+    assert "set one of train.steps and train.epochs" in run(config, "train.epochs=3", expect=1)
+    assert "train.global_batch" in run(config, "train.global_batch=none", expect=1)
+    assert "names no clip" in run(config, "data.held_out={split: [tset]}", expect=1)
+    assert "nowhere" in run(config, f"data.shards={tmp_path / 'nowhere'}", expect=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_clips_that_lack_a_stream_train_beside_whole_ones(tmp_path, config, tiny_shards):
+    shards = tiny_shards(24, streams="mixed").root
+    run(config, f"data.shards={shards}", "train.steps=3", "train.precision=bf16")
+    rows = metrics(tmp_path / "run")
+    assert all(0 < row[name] < 20 for row in rows for name in ("loss", "loss_video", "loss_audio", "loss_contrast"))
+    seen = json.loads((tmp_path / "run" / "pretrain_data.json").read_text())
+    assert len(seen["ids"]) == 24
+
+
+def test_sound_alone(tmp_path, config, tiny_shards):
+    shards = tiny_shards(16, streams="audio").root
+    run(config, f"data.shards={shards}", "model.streams=audio", "train.steps=3")
+    assert set(metrics(tmp_path / "run")[0]) == {"step", "loss", "loss_audio", "grad_norm", "lr", "epoch"}
+    assert not any("video" in name for name in load_file(next(tmp_path.glob("run/checkpoints/*/model.safetensors"))))

@@ -1,0 +1,380 @@
+"""The probe on real shards and a real export: honest splits, an exact fit, choices on development clips alone."""
+
+import io
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import simplejpeg
+import soundfile
+import torch
+from rich.console import Console
+from sklearn.linear_model import LogisticRegression
+
+from affekt.data.errors import CheckpointError, SettingsError
+from affekt.data.shard_writer import ShardWriter
+from affekt.data.shards import ShardIndex
+from affekt.finetune.features import FeatureTable
+from affekt.finetune.linear import Path, rotate, standardise
+from affekt.finetune.menu import Task, best_of, predict_test, search_both, search_stream, try_all
+from affekt.finetune.probe import ProbeSettings, probe
+from affekt.finetune.results import find_row, row_name, show_table, write_json
+from affekt.finetune.splits import make_task
+from affekt.pretrain.export import create_encoder, save_encoder
+from affekt.pretrain.hicmae import HiCMAESettings
+
+CLASSES = ("high", "low", "middle")
+TONES = {"high": 3000, "middle": 900, "low": 250}
+TINY = HiCMAESettings(
+    embed_dim=16,
+    num_heads=2,
+    depth=2,
+    fusion_depth=1,
+    decoder_embed_dim=16,
+    decoder_num_heads=2,
+    taps=(1, 2),
+    img_size=32,
+    num_frames=4,
+    mel_frames=64,
+)
+
+
+def clip(name, label, speaker, split, rng, *, video=True, seconds=1.0):
+    """Sound: a tone by label with noise. Picture: a bright spot by label under a speaker's own colour and noise."""
+    frames = rng.normal(90, 30, (int(25 * seconds), 32, 32, 3)) + 40 * np.array([speaker % 2, speaker % 3, 1])
+    row = 8 * CLASSES.index(label)
+    frames[:, row : row + 8, 8:24] += 60
+    jpegs = [simplejpeg.encode_jpeg(np.clip(f, 0, 255).astype(np.uint8)) for f in frames] if video else []
+    seconds_of = np.arange(int(16000 * seconds)) / 16000
+    wave = 0.1 * np.sin(2 * np.pi * TONES[label] * seconds_of) + 0.05 * rng.standard_normal(len(seconds_of))
+    sound = io.BytesIO()
+    soundfile.write(sound, wave.astype(np.float32), 16000, format="FLAC")
+    record = {
+        "id": name,
+        "frames": len(jpegs),
+        "samples": len(wave),
+        "duration": seconds,
+        "flags": [],
+        "source_sha256": f"{name:0>64}",
+        "frame_sizes": [len(jpeg) for jpeg in jpegs],
+        "meta": {"label": label, "speaker": f"s{speaker}", "split": split, "licence": "CC0-1.0"},
+    }
+    return record, ({"mjpeg": b"".join(jpegs)} if video else {}) | {"flac": sound.getvalue()}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Nine speakers with six clips each; one clip of each part has no picture, one more has no label."""
+    folder, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
+    clips = []
+    for speaker, split in enumerate(["train"] * 4 + ["dev"] * 2 + ["test"] * 3):
+        for take in range(6):
+            name = f"s{speaker}_{take}"
+            video = not (take == 0 and speaker in (0, 4, 6))
+            clips.append(clip(name, CLASSES[take % 3], speaker, split, rng, video=video))
+    clips[1][0]["meta"].pop("label")
+    writer = ShardWriter(folder)
+    writer.write_shard(0, clips)
+    writer.finish({"size": 32, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    return make_export(tmp_path_factory.mktemp("export") / "export")
+
+
+def make_export(folder, seed=123, **seen):
+    torch.manual_seed(seed)
+    before = {"ids": ["s0_1"], "speakers": ["s0"], "sources": ["ab" * 32], "licences": ["CC-BY-4.0"], "prepare": {}}
+    save_encoder(create_encoder(TINY, 4, {}), folder, {"run": "test", "step": 1}, before | seen)
+    return folder
+
+
+def settings_of(shards, export, output, **changes):
+    values = {
+        "shards": str(shards),
+        "encoder": str(export),
+        "output": str(output),
+        "test": {"split": ["test"]},
+        "dev": {"split": "dev"},
+        "windows": 1,
+        "random_seeds": [0, 1],
+        "penalties": [0.1, 0.01],
+        "bootstrap": 200,
+    }
+    return ProbeSettings.parse(values | changes)
+
+
+@pytest.fixture(scope="module")
+def results(shards, export, tmp_path_factory):
+    output = tmp_path_factory.mktemp("probe")
+    heard = []
+    console = Console(file=io.StringIO(), width=120)
+    found = probe(settings_of(shards, export, output), lambda *counts: heard.append(counts))
+    show_table(found, console)
+    return found, output, heard, console.file.getvalue()
+
+
+def test_every_row_is_there_with_scores_intervals_and_choices(results):
+    found, output, heard, printed = results
+    assert json.loads((output / "results.json").read_text()) == json.loads(json.dumps(found))
+    assert ProbeSettings.read(output / "settings.yaml").test == {"split": ["test"]}
+    for stream in ("audio", "video", "both"):
+        for features in ("pretrained", "random"):
+            for kind in ("chosen", "plain"):
+                row = find_row(found, features, stream, kind)
+                assert len(row["choices"]) == (2 if features == "random" else 1)
+                assert 0 <= row["test"]["uar"]["low"] <= row["test"]["uar"]["value"] <= row["test"]["uar"]["high"] <= 1
+                assert np.sum(row["confusion"]) == row["clips"]["test"] * len(row["choices"])
+        assert find_row(found, "statistics", stream)["test"]["uar"]["value"] > 0.8  # what was planted is plain to see
+        assert find_row(found, "majority", stream)["test"]["uar"]["value"] == pytest.approx(1 / 3)
+    assert find_row(found, "pretrained", "audio")["choices"][0]["blocks"][0].startswith("audio_")
+    assert {d["minus"][0] for d in found["differences"]} == {"random", "statistics", "pretrained"}
+    assert heard and heard[-1][0] == heard[-1][1]
+    assert "Pre-trained encoder" in printed and "UAR on test clips" in printed
+    assert found["licences"] == ["CC-BY-4.0", "CC0-1.0"]
+
+
+def test_clips_without_a_stream_are_left_out_of_its_rows_and_counted(results):
+    found, *_, printed = results
+    assert find_row(found, "pretrained", "audio")["clips"] == {"fit": 35, "choose": 12, "test": 18}
+    assert find_row(found, "pretrained", "video")["clips"] == {"fit": 33, "choose": 11, "test": 17}
+    assert find_row(found, "statistics", "both")["clips"] == {"fit": 33, "choose": 11, "test": 17}
+    assert found["clips"]["left_out"] == {"without_label": 1, "not_selected": 0}
+    assert found["clips"]["parts"]["test"]["with_video"] == 17
+    assert "3 clips without it left out" in printed
+
+
+def test_same_settings_same_numbers(results, shards, export, tmp_path):
+    again = probe(settings_of(shards, export, tmp_path))
+    assert again["rows"] == results[0]["rows"] and again["differences"] == results[0]["differences"]
+
+
+def test_speaker_on_both_sides_is_refused(shards, export, tmp_path):
+    with pytest.raises(SettingsError, match="s6"):
+        probe(settings_of(shards, export, tmp_path, test={"id": ["s6_1", "s6_2", "s6_3"]}, dev={"speaker": ["s1"]}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_folds_choose_on_every_speaker_once(shards):
+    index = ShardIndex.open(shards)
+    parts = {"test": {"split": ["test"]}, "dev": {"folds": 3}, "train": {}}
+    positions, task, _ = make_task(index, label="label", group="speaker", **parts, seed=0)
+    assert np.array_equal(np.sort(np.concatenate(task.folds)), task.fitting) and len(task.folds) == 3
+    speakers = [{task.groups[clip] for clip in fold} for fold in task.folds]
+    assert sum(map(len, speakers)) == len(set.union(*speakers)) == 6
+    for fit, choose in task.rounds:
+        assert not {task.groups[clip] for clip in fit} & {task.groups[clip] for clip in choose}
+        assert np.array_equal(np.union1d(fit, choose), task.fitting)
+    rng = np.random.default_rng(0)
+    table = table_of({"audio_1/mean": rng.normal(size=(len(positions), 5))}, len(positions))
+    (trial,) = try_all(table, [("audio_1/mean",)], task, [0.1])
+    recalls = []
+    for label in range(3):  # the slow twin: recall by class over the predictions of all folds
+        right = []
+        for fit, choose in task.rounds:
+            train, dev = standardise([table.take("audio_1/mean", fit)], [table.take("audio_1/mean", choose)])
+            predicted = Path(train, task.labels[fit]).fit(0.1).predict(dev)
+            right += (predicted == label)[task.labels[choose] == label].tolist()
+        recalls.append(np.mean(right))
+    assert trial.dev_uar == (pytest.approx(np.mean(recalls)),)
+    with pytest.raises(SettingsError, match="2 to the 6 groups"):
+        make_task(index, label="label", group="speaker", **parts | {"dev": {"folds": 7}}, seed=0)
+
+
+def test_split_by_clip_resamples_clips(shards, export, tmp_path):
+    changes = {"group": "id", "test": {"fraction": 0.3}, "dev": {"fraction": 0.3}, "streams": ["audio"]}
+    found = probe(settings_of(shards, export, tmp_path, random_seeds=[0], **changes))
+    row = find_row(found, "pretrained", "audio")
+    assert row["test"]["uar"]["unit"] == "clips" and row["test"]["uar"]["clusters"] == row["clips"]["test"]
+    assert {r["stream"] for r in found["rows"]} == {"audio"}
+
+
+@pytest.mark.parametrize(
+    "seen", [{"ids": ["s7_2"]}, {"sources": [f"{'s7_2':0>64}"]}, {"speakers": ["s7", "elsewhere"]}]
+)
+def test_test_clips_that_pretraining_has_seen_are_refused(shards, tmp_path, seen):
+    export = make_export(tmp_path / "export", **seen)
+    settings = settings_of(shards, export, tmp_path / "out", random_seeds=[0], streams=["audio"])
+    with pytest.raises(SettingsError, match=r"pre-training has seen test clips.*s7.*transductive"):
+        probe(settings)
+    found = probe(settings.model_copy(update={"transductive": True}))
+    assert all(row_name(row).endswith("(transductive)") for row in found["rows"])
+    assert "Transductive" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_seen_speakers_do_not_matter_where_clips_are_split(shards, tmp_path):
+    export = make_export(tmp_path / "export", speakers=["s7"])
+    changes = {"group": "id", "streams": ["audio"], "random_seeds": [0]}
+    found = probe(settings_of(shards, export, tmp_path / "out", **changes))
+    assert found["pretraining"]["shared_with_test"] == {"ids": 0, "sources": 0}
+
+
+def test_export_that_cannot_be_trusted_is_refused(shards, tmp_path):
+    untold = make_export(tmp_path / "untold")
+    (untold / "pretrain_data.json").unlink()
+    with pytest.raises(CheckpointError, match="pretrain_data"):
+        probe(settings_of(shards, untold, tmp_path / "out"))
+    (untold / "pretrain_data.json").write_text('{"ids": [], "sources": [], "licences": []}')
+    with pytest.raises(CheckpointError, match="lacks speakers"):
+        probe(settings_of(shards, untold, tmp_path / "out"))
+    with pytest.raises(SettingsError, match="never trained"):
+        probe(settings_of(shards, make_export(tmp_path / "fresh", seed=1), tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": "mood"}, "no clip has the field `mood`.*label"),
+        ({"test": {"split": ["exam"]}}, "test: no clip left has.*train"),
+        ({"dev": {"split": ["test"]}}, "dev: no clip left"),
+        ({"test": {}}, "test: say which clips"),
+        ({"label": "speaker"}, "development clips have classes that no training clip has: s4, s5"),
+        ({"label": "licence"}, "one class alone"),
+    ],
+)
+def test_split_that_cannot_be_used_says_why(shards, export, tmp_path, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        probe(settings_of(shards, export, tmp_path, **changes))
+
+
+def test_unknown_setting_offers_the_nearest(shards, export, tmp_path):
+    with pytest.raises(SettingsError, match="did you mean `windows`"):
+        settings_of(shards, export, tmp_path, window=3)
+
+
+# The fit.
+
+
+def made_up(rng, clips=60, dims=400, classes=3, signal=1.0):
+    labels = rng.integers(0, classes, clips)
+    return (rng.normal(size=(clips, dims)) + signal * rng.normal(size=(classes, dims))[labels]), labels
+
+
+def test_fit_in_the_span_of_the_rows_equals_the_direct_fit():
+    rng = np.random.default_rng(0)
+    wide, labels = made_up(rng)
+    narrow = rng.normal(size=(60, 5)) * 100 + 7
+    train, test = standardise([wide[:40], narrow[:40]], [wide[40:], narrow[40:]])
+    z_train, z_test = rotate(train, test)
+    assert z_train.shape[1] <= 40 < train.shape[1]
+    np.testing.assert_allclose(z_train @ z_train.T, train @ train.T, atol=1e-8)
+    np.testing.assert_allclose(z_test @ z_train.T, test @ train.T, atol=1e-8)
+    path = Path(z_train, labels[:40])
+    path.model.set_params(tol=1e-8)
+    for penalty in (0.1, 0.01, 0.001):
+        direct = LogisticRegression(C=1 / (penalty * 40), class_weight="balanced", tol=1e-8, max_iter=10000)
+        direct.fit(train, labels[:40])
+        path.fit(penalty)
+        np.testing.assert_allclose(path.model.predict_proba(z_test), direct.predict_proba(test), atol=1e-4)
+        assert (path.predict(z_test) == direct.predict(test)).all()
+
+
+def test_standardising_uses_training_rows_alone_and_gives_blocks_equal_weight():
+    rng = np.random.default_rng(1)
+    train, other = rng.normal(3, 5, (30, 200)), rng.normal(100, 1, (10, 200))
+    rows, others = standardise([train, train[:, :4] * 9], [other, other[:, :4] * 9])
+    expected = (other - train.mean(0)) / train.std(0) / np.sqrt(200 * 2)
+    np.testing.assert_allclose(others[:, :200], expected)
+    assert np.square(rows[:, :200]).sum() == pytest.approx(np.square(rows[:, 200:]).sum()) == pytest.approx(15)
+
+
+@pytest.mark.parametrize("dims", [1, 100])
+def test_constant_and_duplicate_features_have_a_defined_answer(dims):
+    labels = np.arange(12) % 3
+    train, test = rotate(*standardise([np.full((12, dims), 3.7, np.float32)], [np.full((4, dims), 3.7, np.float32)]))
+    assert Path(train, labels).fit(0.01).predict(test).tolist() == [0, 0, 0, 0]
+    duplicates = np.eye(3)[labels].repeat(dims, 1)
+    train, test = rotate(*standardise([duplicates], [duplicates]))
+    assert (Path(train, labels).fit(0.001).predict(test) == labels).all()
+
+
+def test_class_with_one_clip_to_fit_on():
+    rng = np.random.default_rng(0)
+    features, labels = made_up(rng, 40, 200, 2, signal=3.0)
+    labels[0], features[0] = 2, features[0] + 9 * np.ones(200)
+    train, test = rotate(*standardise([features], [features]))
+    assert (Path(train, labels).fit(0.001).predict(test) == labels).all()
+
+
+# The choice.
+
+
+def task_of(labels, rng):
+    train, dev, test = np.split(rng.permutation(len(labels)), [len(labels) // 2, 3 * len(labels) // 4])
+    groups = [str(i) for i in range(len(labels))]
+    return Task(list("abc"), labels, groups, np.sort(np.concatenate([train, dev])), (np.sort(dev),), np.sort(test))
+
+
+def table_of(blocks, clips):
+    everyone = {stream: np.ones(clips, bool) for stream in ("audio", "video", "both")}
+    return FeatureTable([f"c{i}" for i in range(clips)], everyone, blocks)
+
+
+def test_the_best_layer_is_found_and_test_labels_play_no_part():
+    rng = np.random.default_rng(0)
+    good, labels = made_up(rng, 200, 50)
+    table = table_of({"audio_1/mean": rng.normal(size=(200, 50)), "audio_2/mean": good}, 200)
+    task = task_of(labels, rng)
+    trials = search_stream(table, "audio", task, [0.01, 0.1])
+    assert best_of(trials).blocks == ("audio_2/mean",) and trials[0].penalties == (0.1, 0.01)
+    assert (predict_test(table, best_of(trials), task) == labels[task.test]).mean() > 0.9
+    garbled = labels.copy()
+    garbled[task.test] = rng.permutation(garbled[task.test])
+    assert search_stream(table, "audio", replace(task, labels=garbled), [0.01, 0.1]) == trials
+    np.testing.assert_array_equal(
+        predict_test(table, best_of(trials), replace(task, labels=garbled)), predict_test(table, best_of(trials), task)
+    )
+
+
+def test_noise_scores_at_chance():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+    table = table_of({f"audio_{layer}/mean": rng.normal(size=(600, 40)) for layer in range(6)}, 600)
+    task = task_of(labels, rng)
+    predicted = predict_test(table, best_of(search_stream(table, "audio", task, [0.1, 0.001])), task)
+    assert (predicted == labels[task.test]).mean() == pytest.approx(1 / 3, abs=0.12)  # 3 deviations of 150 clips
+
+
+def test_both_streams_try_the_join_the_fusion_and_all_of_it():
+    rng = np.random.default_rng(0)
+    half = np.arange(120) % 2
+    labels = half + rng.integers(0, 2, 120)  # what is left of the label is in the other stream
+    blocks = {
+        "audio_1/mean": half[:, None] + 0.1 * rng.normal(size=(120, 8)),
+        "video_1/mean": (labels - half)[:, None] + 0.1 * rng.normal(size=(120, 8)),
+        "fusion_audio/mean": rng.normal(size=(120, 8)),
+        "fusion_video/mean": rng.normal(size=(120, 8)),
+    }
+    table, task = table_of(blocks, 120), task_of(labels, rng)
+    joined, fused = ("audio_1/mean", "video_1/mean"), ("fusion_audio/mean", "fusion_video/mean")
+    trials = search_both(table, joined, task, [0.01])
+    assert [trial.blocks for trial in trials] == [joined, fused, joined + fused]
+    assert best_of(trials).blocks == joined and best_of(trials).best > 0.95
+    assert best_of(try_all(table, [("audio_1/mean",)], task, [0.01])).best < 0.8
+
+
+def test_results_survive_a_kill_at_any_moment(tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    path, value = tmp_path / "results.json", {"numbers": list(range(200_000))}
+    write_json(path, value)
+    for _ in range(10):
+        child = os.fork()
+        if not child:
+            while True:
+                write_json(path, value)
+        time.sleep(rng.uniform(0.005, 0.1))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert json.loads(path.read_text()) == value
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"uar": float("nan")})
+    assert json.loads(path.read_text()) == value
