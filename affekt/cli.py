@@ -17,6 +17,7 @@ from rich.console import Console
 
 from affekt import __version__
 from affekt.data.errors import AffektError, DataError, SettingsError
+from affekt.data.machine import available_cores
 from affekt.progress import Report, progress
 
 app = typer.Typer(
@@ -30,8 +31,7 @@ app = typer.Typer(
 SHIPPED = resources.files("affekt.launch")
 TYPER_USAGE_ERROR = 2  # what typer leaves with; here 2 means bad data and usage is 1
 INTERRUPTED = 130
-# Cores this process may use, which a batch system or container often limits below what the machine has.
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = available_cores()
 HOW_TO_GO_ON = {
     "synth": "finished clips are kept; the same command goes on from there",
     "prepare": "finished shards are kept; the same command goes on from there",

@@ -1,7 +1,7 @@
 """A batch of clips as it leaves the loader: bytes and samples, flags of what is there, and a key per clip."""
 
 from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from affekt.data.decode import FRAME_LENGTH, FRAME_SHIFT, View, Window
 
+Streams = Literal["both", "video", "audio"]
 WHOLE_PICTURE = (0.0, 0.0, 1.0, 1.0)
 
 

@@ -6,21 +6,18 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
-from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
-from affekt.data.batch import WHOLE_PICTURE, Batch, Row, collate
+from affekt.data.batch import WHOLE_PICTURE, Batch, Row, Streams, collate
 from affekt.data.decode import View, Window, decode_window, random_start, window_starts
 from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.order import Plan, clip_key, uniform
 from affekt.data.settings import Settings
 from affekt.data.shards import SampleError, ShardIndex
-
-Streams = Literal["both", "video", "audio"]
 
 # Where a crop may lie, in quarters of the room it has: the corners, the centre, the middles of the edges, and the four
 # points between centre and corners (the 13 fixed offsets of multi-scale cropping; HiCMAE 1.1).

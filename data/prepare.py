@@ -7,7 +7,6 @@ Outcomes are taken in the order of the source, so the shards do not depend on th
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from affekt.data.clip import PreparedClip, PrepareSettings, encode_clip, prepare_clip
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.face import find_detectors
+from affekt.data.machine import available_cores
 from affekt.data.manifest import Clip, describe, list_media, read_source
 from affekt.data.prepare_folder import PrepareFolder
 from affekt.data.shard_writer import ShardWriter
@@ -55,7 +55,7 @@ def prepare(
             return folder.read_summary()
         blocks = [clips[at : at + settings.clips_per_shard] for at in range(0, len(clips), settings.clips_per_shard)]
         started, resumed = time.monotonic(), len(folder.notes)
-        _prepare_blocks(folder, blocks, settings, workers or _cores(), report)
+        _prepare_blocks(folder, blocks, settings, workers or available_cores(), report)
         notes = folder.notes
         new = sum(len(block) for block in blocks[resumed:])
         others = list_media(source)[1] if Path(source).is_dir() else 0
@@ -153,7 +153,3 @@ def _summary(notes: list[dict[str, Any]], total: int, others: int, new: int, sec
 
 def _middle(values: Sequence[float]) -> float:
     return values[len(values) // 2]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

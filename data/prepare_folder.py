@@ -10,7 +10,8 @@ from typing import Any, Self
 
 import yaml
 
-from affekt.data.errors import DataError, SettingsError
+from affekt.data.errors import SettingsError
+from affekt.data.files import write_text
 from affekt.data.settings import read_yaml
 from affekt.data.shard_writer import read_sidecar
 from affekt.data.shards import INDEX_NAME, ShardIndex
@@ -59,13 +60,13 @@ class PrepareFolder:
     def add_note(self, note: dict[str, Any]) -> None:
         """Declare the next block done."""
         (self.path / NOTES).mkdir(exist_ok=True)
-        write_whole(self.path / NOTES / f"{len(self.notes):06d}.json", json.dumps(note))
+        write_text(self.path / NOTES / f"{len(self.notes):06d}.json", json.dumps(note))
         self.notes.append(note)
 
     def write_results(self, quarantine: list[dict[str, Any]], summary: dict[str, Any]) -> None:
         rows = "".join(json.dumps(row) + "\n" for row in quarantine)  # ASCII: names of files may hold anything
-        write_whole(self.path / QUARANTINE, rows)
-        write_whole(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        write_text(self.path / QUARANTINE, rows)
+        write_text(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
         return json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
@@ -88,7 +89,7 @@ class PrepareFolder:
                 told = "\n  ".join([f"{self.path}: was begun otherwise:", *differences])
                 raise SettingsError(f"{told}\nchoose a new folder, or --overwrite to replace what is there")
             self._empty()
-        write_whole(self.path / SETTINGS, yaml.safe_dump(self._wanted, sort_keys=False, allow_unicode=True))
+        write_text(self.path / SETTINGS, yaml.safe_dump(self._wanted, sort_keys=False, allow_unicode=True))
 
     def _find_done(self) -> None:
         if (self.path / INDEX_NAME).exists() and (self.path / SUMMARY).exists():
@@ -117,22 +118,6 @@ class PrepareFolder:
             for path in self.path.glob(pattern):
                 path.unlink()
         self.remove_notes()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there in full or not at all. Raises DataError naming it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        hint = "finished shards are kept; make room, then run the same command again"
-        raise DataError(f"{path}: cannot be written: {error.strerror}; {hint}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _digest(source: list[Any]) -> str:

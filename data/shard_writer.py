@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from webdataset import TarWriter
 
 from affekt import __version__
 from affekt.data.errors import DataError
+from affekt.data.files import committed
 from affekt.data.shards import FORMAT, INDEX_NAME, MEMBERS, VERSION, ShardIndex
 
 # A dot ends the clip's name for webdataset, a slash makes folders of it, control characters fool terminals.
@@ -37,7 +36,7 @@ class ShardWriter:
         """
         shard, sidecar = shard_path(self.folder, number), sidecar_path(self.folder, number)
         sidecar.unlink(missing_ok=True)
-        with _committed(shard) as file:
+        with committed(shard) as file:
             writer, hashing = None, _HashingFile(file)
             try:
                 # PAX so that ids may be longer than the 100 bytes of plain tar; it writes plain headers for others.
@@ -50,7 +49,7 @@ class ShardWriter:
             file.flush()
             rows = _locate(Path(file.name), number, records)
         entry = {"name": shard.name, "bytes": hashing.size, "samples": len(rows), "sha256": hashing.digest.hexdigest()}
-        with _committed(sidecar) as file:
+        with committed(sidecar) as file:
             file.writelines(_line(row) for row in ({"format": FORMAT, "version": VERSION, "shard": entry}, *rows))
 
     def finish(self, header: dict[str, Any]) -> ShardIndex:
@@ -75,7 +74,7 @@ class ShardWriter:
             raise DataError(f"{self.folder}: not one usable clip; see quarantine.jsonl for the causes")
         digest = hashlib.sha256(b"".join(lines)).hexdigest()
         fixed = {"format": FORMAT, "version": VERSION, "affekt": __version__}
-        with _committed(self.folder / INDEX_NAME) as file:
+        with committed(self.folder / INDEX_NAME) as file:
             file.write(_line({**fixed, **header, "rows_sha256": digest, "shards": shards}))
             file.writelines(lines)
         for number in numbers:
@@ -171,30 +170,6 @@ class _HashingFile:
             self.digest.update(content)
             self.size += len(content)
         return len(content)
-
-
-@contextmanager
-def _committed(path: Path) -> Iterator[Any]:
-    """A binary file that takes the name `path` only when it is complete and on the disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written: {error.strerror or error}; the shards before it are complete: make room or "
-            "repair the folder, then run the same command again"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _line(row: dict[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from affekt.data.errors import DataError
+from affekt.data.files import check_version
 
 FORMAT, VERSION = "affekt-index", "1.0"
 MEMBERS = ("mjpeg", "mp4", "flac", "json")
@@ -102,7 +103,7 @@ class ShardIndex:
             header = json.loads(head)
         except ValueError as error:
             raise DataError(f"{path}: line 1 is damaged: {error}") from None
-        check_version(header, path)
+        check_version(header, FORMAT, VERSION, path)
         try:
             samples = _read_rows(header, rest, path)
             _check_shards(Path(folder), header, samples)
@@ -158,18 +159,6 @@ class ShardIndex:
         if len(self._open) > MAX_OPEN_SHARDS:
             os.close(self._open.pop(next(iter(self._open))))
         return descriptor
-
-
-def check_version(header: Any, path: Path) -> None:
-    """Same major version reads. Raises DataError naming both versions and the way out."""
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise DataError(f"{path}: not an index of affekt shards (line 1 must say format {FORMAT})")
-    found = str(header.get("version"))
-    if found.partition(".")[0] != VERSION.partition(".")[0]:
-        raise DataError(
-            f"{path}: index version {found}, this affekt reads {VERSION.partition('.')[0]}.x; prepare the clips again "
-            f"with this affekt, or install the affekt that wrote them ({header.get('affekt', 'unknown')})"
-        )
 
 
 def _read_rows(header: dict[str, Any], content: bytes, path: Path) -> list[Sample]:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 
 from affekt.data.errors import SettingsError
+from affekt.data.files import write_text
 from affekt.data.settings import Settings
 from affekt.data.shards import ShardIndex
 from affekt.finetune.baselines import majority, statistics
@@ -23,7 +24,7 @@ from affekt.finetune.features import FeatureTable, extract, weights_hash
 from affekt.finetune.menu import Task, Trial, best_of, plain_blocks, predict_test, search_both, search_stream, try_all
 from affekt.finetune.metrics import SCORES, bootstrap_interval, confusion_matrix, uar
 from affekt.finetune.report import write_report
-from affekt.finetune.results import describe_clips, versions, write_json, write_text
+from affekt.finetune.results import describe_clips, versions, write_json
 from affekt.finetune.splits import Selector, check_unseen, make_task, unlearnable
 from affekt.pretrain.export import load_encoder, pretrain_data, random_encoder
 

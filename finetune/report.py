@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from affekt.data.files import write_text
 from affekt.data.shards import ShardIndex
 from affekt.finetune.gallery import file_uri, gallery
 from affekt.finetune.page import card, grid, page, section, table
 from affekt.finetune.plots import Line, confusion, dot_plot, key, line_chart, smooth
-from affekt.finetune.results import STREAM_NAMES, find_row, percent, row_name, write_text
+from affekt.finetune.results import STREAM_NAMES, find_row, percent, row_name
 
 SENSES = {"audio": "sound alone", "video": "picture alone", "both": "picture and sound together"}
 UNSEEN = {"speaker": "speakers it never met", "id": "clips it never met"}

@@ -1,7 +1,6 @@
 """What a probe leaves behind: the results as JSON, written whole or not at all, and the table for people."""
 
 import json
-import os
 import platform
 from collections import Counter
 from importlib.metadata import version
@@ -12,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from affekt.data.errors import DataError
+from affekt.data.files import write_text
 from affekt.data.shards import ShardIndex
 from affekt.finetune.menu import Task
 
@@ -103,22 +102,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "platform": platform.platform(), **{n: version(n) for n in names}}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader finds the old text or the new, never half of either."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, value: Any) -> None:
-    """As `write_text`; NaN and infinity are refused: no score may be one."""
+    """Write JSON in one step; NaN and infinity are refused: no score may be one."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")

@@ -5,7 +5,6 @@ version and a SHA-256 of each file. Nothing in it is ever unpickled. The same ma
 refused with both versions named.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from affekt.data.errors import CheckpointError
+from affekt.data.errors import CheckpointError, DataError
+from affekt.data.files import check_version, flush, hash_file, write_text
 
 FORMAT, VERSION = "affekt-checkpoint", "1.0"
 
@@ -45,14 +45,14 @@ def save_checkpoint(
         manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*partial.iterdir(), partial):
-            _flush(path)
+            flush(path)
         if final.exists():  # the same step once more, after a resume from an older checkpoint
             os.replace(final, folder / f".partial-old-{final.name}")
         os.replace(partial, final)
         shutil.rmtree(folder / f".partial-old-{final.name}", ignore_errors=True)
-        _flush(folder)
-        write_atomically(folder / "latest", final.name)
-    except OSError as error:
+        flush(folder)
+        write_text(folder / "latest", final.name)
+    except (OSError, DataError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"{final}: cannot be written: {error}; older checkpoints are untouched") from error
     for old in complete_checkpoints(folder)[:-keep_last]:
@@ -89,7 +89,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     """Verify every file's hash, then read: (state, model tensors, optimizer tensors)."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        check_version(manifest, FORMAT, VERSION, path)
+        check_version(manifest, FORMAT, VERSION, path, CheckpointError)
         for name, digest in manifest["files"].items():
             if hash_file(path / name) != digest:
                 raise CheckpointError(f"{path / name}: damaged (its hash differs from the manifest); use another step")
@@ -117,36 +117,3 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-
-
-def check_version(header: dict[str, Any], name: str, ours: str, path: Path) -> None:
-    """Same format and major version, or CheckpointError with both versions and the way out."""
-    if header.get("format") != name or "version" not in header:
-        raise CheckpointError(f"{path}: not in the format {name} (found {header.get('format')!r})")
-    if str(header["version"]).split(".")[0] != ours.split(".")[0]:
-        raise CheckpointError(
-            f"{path}: written in {name} version {header['version']}, this affekt reads {ours}; "
-            "use the affekt release that wrote it"
-        )
-
-
-def hash_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new content, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _flush(partial)
-    os.replace(partial, path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ from affekt.data.decode import Window
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs, Preprocess
 from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings, Streams
+from affekt.pretrain.patches import mean_of_tokens
 
 
 class Encoder(nn.Module):
@@ -90,8 +91,7 @@ class Encoder(nn.Module):
             pooled["video"][~inputs.has_video] = float("nan")
         if streams != "video":
             audio, valid = tokens[f"audio_{self.settings.depth}"], self.valid_audio_tokens(inputs)
-            weight = torch.ones_like(audio[..., :1]) if valid is None else valid[..., None].to(audio)
-            pooled["audio"] = (audio * weight).sum(1) / weight.sum(1)
+            pooled["audio"] = mean_of_tokens(audio, valid)
             pooled["audio"][~inputs.has_audio] = float("nan")
         embeddings = {name: nn.functional.normalize(x.float(), dim=-1) for name, x in pooled.items()}
         if streams == "both":

@@ -86,9 +86,12 @@ class Decoder(nn.Module):
         pos_embed = self.pos_embed.expand(len(x), -1, -1)
         pos_keep, pos_mask = (gather_tokens(pos_embed, ids) for ids in (mask.ids_keep, mask.ids_mask))
         x = torch.cat((self.decoder_embed(x) + pos_keep, self.mask_token + pos_mask), dim=1)  # (B, N, decoder_dim)
-        x = self.blocks[0](x)
+        valid = None
+        if mask.valid_keep is not None:  # padding that is visible is attended to no more than in the encoder
+            valid = torch.cat((mask.valid_keep, torch.ones_like(mask.ids_mask, dtype=torch.bool)), dim=1)
+        x = self.blocks[0](x, valid)
         for block, tap in zip(self.blocks[1:], reversed(taps), strict=True):
-            x = block(x, self.decoder_embed(tap) + pos_keep)
+            x = block(x, self.decoder_embed(tap) + pos_keep, valid=valid, context_valid=mask.valid_keep)
         return self.decoder_pred(self.norm(x[:, mask.ids_keep.shape[1] :]))
 
 

@@ -20,8 +20,9 @@ from affekt import __version__
 from affekt.data.clip import PrepareSettings
 from affekt.data.decode import Window
 from affekt.data.errors import CheckpointError
+from affekt.data.files import check_version
 from affekt.data.transforms import Preprocess
-from affekt.pretrain.checkpoint import check_version, find_checkpoint, read_checkpoint
+from affekt.pretrain.checkpoint import find_checkpoint, read_checkpoint
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.hicmae import HiCMAESettings
 from affekt.pretrain.settings import PretrainSettings
@@ -102,7 +103,7 @@ def load_encoder(folder: str | Path) -> Encoder:
     names or shapes are not exactly those of the configuration."""
     folder = Path(folder)
     config, preprocess = (_read_json(folder, name) for name in ("config.json", "preprocess.json"))
-    check_version(config, FORMAT, VERSION, folder / "config.json")
+    check_version(config, FORMAT, VERSION, folder / "config.json", CheckpointError)
     try:
         model = _known(config["model"], HiCMAESettings.model_fields)
         window = Window.parse(_known(preprocess["window"], Window.model_fields), str(folder / "preprocess.json"))

@@ -1,12 +1,10 @@
 """HiCMAE (Sun et al., Information Fusion 2024): hierarchical contrastive masked autoencoder for video with sound."""
 
-from typing import Literal
-
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from affekt.data.batch import Batch
+from affekt.data.batch import Batch, Streams
 from affekt.data.settings import Settings
 from affekt.data.transforms import Inputs
 from affekt.pretrain.encoders import Decoder, FusionEncoder, ModalityEncoder, init_weights
@@ -14,13 +12,12 @@ from affekt.pretrain.masks import Mask, random_mask, tube_mask
 from affekt.pretrain.objectives import contrastive_loss, reconstruction_loss
 from affekt.pretrain.patches import (
     gather_tokens,
+    mean_of_tokens,
     patchify_audio,
     patchify_video,
     standardise_audio,
     video_target,
 )
-
-Streams = Literal["both", "video", "audio"]
 
 
 class HiCMAESettings(Settings):
@@ -140,7 +137,13 @@ class HiCMAE(nn.Module):
         if s.streams == "both":
             paired = inputs.has_video & inputs.has_audio
             per_tap = [
-                contrastive_loss(video.mean(1), audio.mean(1), paired, s.temperature, s.contrast_center)
+                contrastive_loss(
+                    video.mean(1),
+                    mean_of_tokens(audio, mask_audio.valid_keep),
+                    paired,
+                    s.temperature,
+                    s.contrast_center,
+                )
                 for video, audio in zip(taps["video"], taps["audio"], strict=True)
             ]
             losses["loss_contrast"] = torch.stack(per_tap).sum()
@@ -161,12 +164,12 @@ class HiCMAE(nn.Module):
             fused["video"] = self.encoder_video.norm(layers[-1])
         if s.streams != "video":
             patches["audio"] = self.patches_audio(inputs)
-            layers = self.encoder_audio(patches["audio"], mask_audio.ids_keep)
+            layers = self.encoder_audio(patches["audio"], mask_audio.ids_keep, mask_audio.valid_keep)
             taps["audio"] = [self.encoder_audio.norm(layers[tap - 1]) for tap in s.taps]
             fused["audio"] = self.encoder_audio.norm(layers[-1])
         if s.streams == "both":
             fused["video"], fused["audio"] = self.encoder_fusion(
-                fused["video"], fused["audio"], inputs.has_video, inputs.has_audio
+                fused["video"], fused["audio"], inputs.has_video, inputs.has_audio, mask_audio.valid_keep
             )
         predictions = {}
         if s.streams != "audio":

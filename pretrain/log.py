@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from affekt import __version__
-from affekt.pretrain.checkpoint import write_atomically
+from affekt.data.files import write_text
 from affekt.pretrain.settings import PretrainSettings
 
 SHORT = {"loss_video": "video", "loss_audio": "audio", "loss_contrast": "contrast", "grad_norm": "grad"}
@@ -28,7 +28,7 @@ class RunLog:
         path = run / "metrics.jsonl"
         rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start_step]
-        write_atomically(path, "".join(kept))
+        write_text(path, "".join(kept))
         self.time_before = json.loads(kept[-1])["time_s"] if kept else 0.0
         self.file = path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step or None)
@@ -75,7 +75,7 @@ class RunLog:
             "time_s": self.time_before + time.time() - self.started,
             "versions": {"affekt": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
-        write_atomically(self.run / "summary.json", json.dumps(summary, indent=1))
+        write_text(self.run / "summary.json", json.dumps(summary, indent=1))
 
 
 def say(line: str) -> None:

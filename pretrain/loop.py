@@ -14,6 +14,7 @@ from affekt import __version__
 from affekt.data.accounting import Accounting
 from affekt.data.decode import Window
 from affekt.data.errors import CheckpointError, DataError, HealthError, SettingsError
+from affekt.data.files import write_text
 from affekt.data.loader import train_loader
 from affekt.data.shards import ShardIndex
 from affekt.data.split import assert_disjoint, where
@@ -24,7 +25,6 @@ from affekt.pretrain.checkpoint import (
     load_optimizer,
     read_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
 from affekt.pretrain.engine import Stopwatch, agree, create_engine, resolve_precision, start_processes
 from affekt.pretrain.hicmae import HiCMAE
@@ -106,8 +106,8 @@ def pretrain(
     engine = create_engine(model, optimizer, train.global_batch // world_size, precision)
     log = RunLog(run, start_step) if rank == 0 else None
     if rank == 0:
-        write_atomically(run / "settings.yaml", settings.to_yaml())
-        write_atomically(run / "pretrain_data.json", json.dumps(seen, ensure_ascii=False))
+        write_text(run / "settings.yaml", settings.to_yaml())
+        write_text(run / "pretrain_data.json", json.dumps(seen, ensure_ascii=False))
         log.start(settings, model, world_size, str(device), precision, total_steps)
 
     model.train()

@@ -9,10 +9,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mask:
-    """`ids_keep` (B, K) and `ids_mask` (B, M), int64, ascending, K + M = N; `hidden` (B, N) bool, True = hidden."""
+    """`ids_keep` (B, K) and `ids_mask` (B, M), int64, ascending, K + M = N; `hidden` (B, N) bool, True = hidden.
+
+    `valid_keep` (B, K) bool is False where a visible token is padding; None when none is, as in all but the shortest
+    clips, so that attention needs no mask.
+    """
 
     ids_keep: Tensor
     ids_mask: Tensor
+    valid_keep: Tensor | None = None
 
     @property
     def hidden(self) -> Tensor:
@@ -27,7 +32,8 @@ class Mask:
         return cls(order[:, :keep], order[:, keep:])
 
     def to(self, device: torch.device | str) -> "Mask":
-        return Mask(self.ids_keep.to(device), self.ids_mask.to(device))
+        valid = None if self.valid_keep is None else self.valid_keep.to(device)
+        return Mask(self.ids_keep.to(device), self.ids_mask.to(device), valid)
 
 
 def tube_mask(keys: Tensor, grid: tuple[int, int, int], ratio: float) -> Mask:
@@ -41,14 +47,20 @@ def tube_mask(keys: Tensor, grid: tuple[int, int, int], ratio: float) -> Mask:
 
 
 def random_mask(keys: Tensor, num_tokens: int, ratio: float, valid: Tensor | None = None) -> Mask:
-    """`int(ratio * num_tokens)` tokens hidden at random. Tokens with `valid` (B, N) False (padding) are hidden first,
-    so that the encoder sees none of them while at least a share `1 - ratio` of the window is real."""
+    """`int(ratio * num_tokens)` tokens hidden at random. Tokens with `valid` (B, N) False (padding) are hidden first;
+    where less than a share `1 - ratio` of the window is real, some are visible, and `valid_keep` tells them apart.
+
+    A row without one valid token, a clip that lacks the stream, counts as full: an empty softmax would spread NaN.
+    """
     noise = _noise(keys, num_tokens, stream=1)
     if valid is not None:
-        noise = noise + ~valid.cpu().numpy()
+        valid = valid.cpu() | ~valid.cpu().any(1, keepdim=True)
+        noise = noise + ~valid.numpy()
     order = torch.from_numpy(noise.argsort(1))
     keep = num_tokens - int(ratio * num_tokens)
-    return Mask(order[:, :keep].sort(1)[0], order[:, keep:].sort(1)[0])
+    ids_keep, ids_mask = order[:, :keep].sort(1)[0], order[:, keep:].sort(1)[0]
+    valid_keep = None if valid is None else valid.gather(1, ids_keep)
+    return Mask(ids_keep, ids_mask, None if valid_keep is None or bool(valid_keep.all()) else valid_keep)
 
 
 def _noise(keys: Tensor, count: int, stream: int) -> np.ndarray:

@@ -80,3 +80,11 @@ def sinusoid_positions(length: int, dim: int) -> Tensor:
 def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
     """Tokens (B, N, D) at `ids` (B, K) -> (B, K, D)."""
     return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[-1]))
+
+
+def mean_of_tokens(x: Tensor, valid: Tensor | None = None) -> Tensor:
+    """(B, N, D) -> (B, D), over the tokens that `valid` (B, N) marks as no padding; over all when None."""
+    if valid is None:
+        return x.mean(1)
+    weight = valid[..., None].to(x)
+    return (x * weight).sum(1) / weight.sum(1)

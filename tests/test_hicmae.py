@@ -142,3 +142,20 @@ def test_padded_sound_weighs_nothing(model):
     padding = torch.stack([torch.zeros_like(mel), mel, torch.zeros_like(mel)])[:, None]
     inputs = replace(inputs, audio=torch.where(padding, 9.0, inputs.audio))
     torch.testing.assert_close(first, model(inputs, mask_video, mask_audio)["loss_audio"])
+
+
+def test_a_sound_shorter_than_the_visible_share_brings_no_padding_along(model):
+    """One clip has 8 real tokens of 32 and 16 are visible: what stands in the padding changes nothing anywhere."""
+    inputs, mask_video, _ = make_inputs(model)
+    inputs = replace(inputs, audio_frames=torch.tensor([64, 16, 64]))
+    valid = model.valid_audio_tokens(inputs.audio_frames)
+    mask_audio = random_mask(torch.arange(3), 32, 0.5, valid)
+    assert mask_audio.valid_keep.sum(1).tolist() == [16, 8, 16]
+    first = model(inputs, mask_video, mask_audio)
+    audio = inputs.audio.clone()
+    audio[1, :, 16:] = 9.0
+    again = model(replace(inputs, audio=audio), mask_video, mask_audio)
+    for name, value in first.items():
+        torch.testing.assert_close(again[name], value, msg=name)
+    full = replace(mask_audio, valid_keep=None)
+    assert (model(replace(inputs, audio=audio), mask_video, full)["loss"] - first["loss"]).abs() > 1e-3

@@ -302,7 +302,7 @@ if __name__ == "__main__":
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
-    if ending == signal.SIGINT:  # a worker may find a connection broken and say so, but the interrupt is the run's alone
+    if ending == signal.SIGINT:  # a worker may say that a connection broke; the interrupt is the run's alone
         said = (tmp_path / "stderr").read_text().splitlines()
         assert said.count("KeyboardInterrupt") == 1, said
 

@@ -51,3 +51,12 @@ def test_from_hidden_inverts_hidden():
     mask = random_mask(torch.arange(4), 50, 0.8)
     again = Mask.from_hidden(mask.hidden)
     assert torch.equal(again.ids_keep, mask.ids_keep) and torch.equal(again.ids_mask, mask.ids_mask)
+
+
+def test_visible_padding_is_marked():
+    valid = torch.ones(3, 64, dtype=torch.bool)
+    valid[0, 10:], valid[1] = False, False
+    mask = random_mask(torch.arange(3), 64, 0.75, valid)
+    assert torch.equal(mask.valid_keep[0], mask.ids_keep[0] < 10) and mask.valid_keep[0].sum() == 10
+    assert mask.valid_keep[1:].all()  # a clip without the stream counts as full
+    assert random_mask(torch.arange(3), 64, 0.75, torch.ones(3, 64, dtype=torch.bool)).valid_keep is None

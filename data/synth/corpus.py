@@ -2,9 +2,9 @@
 
 import csv
 import dataclasses
+import io
 import json
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 
 from affekt.data.errors import DataError, SettingsError
+from affekt.data.files import write_text
+from affekt.data.machine import available_cores
 from affekt.data.synth.face import act
 from affekt.data.synth.film import write_clip
 from affekt.data.synth.head import FaceTraits, draw_face, set_scene
@@ -84,7 +86,7 @@ def synthesise(
     done = clips - len(todo)
     if progress:
         progress(done, clips)
-    for _ in _make_all(folder, recipe, todo, workers or os.cpu_count() or 1):
+    for _ in _make_all(folder, recipe, todo, workers or available_cores()):
         done += 1
         if progress:
             progress(done, clips)
@@ -161,8 +163,8 @@ def _claim(folder: Path, recipe: Recipe, clips: int) -> None:
         raise SettingsError(f"{folder} is not empty and not a corpus of affekt synth; choose another folder")
     try:
         (folder / "clips").mkdir(parents=True, exist_ok=True)
-        _write_text(path, json.dumps({**mine, "clips": clips}, indent=1) + "\n")
-    except OSError as error:
+        write_text(path, json.dumps({**mine, "clips": clips}, indent=1) + "\n")
+    except (OSError, DataError) as error:
         raise SettingsError(f"{folder}: cannot be written: {error}") from None
 
 
@@ -220,12 +222,11 @@ def _file(plan: ClipPlan) -> str:
 
 def _write_manifest(folder: Path, plans: list[ClipPlan]) -> Path:
     path = folder / "manifest.csv"
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_row(plan) for plan in plans)
-    os.replace(part, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_row(plan) for plan in plans)
+    write_text(path, text.getvalue())
     return path
 
 
@@ -245,9 +246,3 @@ def _row(plan: ClipPlan) -> dict[str, object]:
         "split": plan.speaker.split,
         "licence": LICENCE,
     }
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -1,0 +1,67 @@
+"""Files that are there in full or not at all, and the versions of the formats they are in."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from affekt.data.errors import AffektError, DataError
+
+
+@contextmanager
+def committed(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `path` only when it is complete and on the disk.
+
+    Until then it is `.NAME.partial` beside it. Raises DataError naming `path` when the disk refuses.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        flush(path.parent)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror or error}; what was finished before it is kept: make room or "
+            "repair the folder, then run the same command again"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file in one step: a reader finds the old text or the new. Raises DataError as `committed`."""
+    with committed(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or the entries of a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_version(header: Any, name: str, ours: str, path: Path, error: type[AffektError] = DataError) -> None:
+    """Same format and same major version, or `error` with both versions and the way out."""
+    if not isinstance(header, dict) or header.get("format") != name or "version" not in header:
+        found = header.get("format") if isinstance(header, dict) else type(header).__name__
+        raise error(f"{path}: not in the format {name} (found {found!r})")
+    found, major = str(header["version"]), ours.partition(".")[0]
+    if found.partition(".")[0] != major:
+        raise error(
+            f"{path}: {name} version {found}, this affekt reads {major}.x; use the affekt that wrote it "
+            f"({header.get('affekt', 'its release is not named')}), or make it again with this one"
+        )
