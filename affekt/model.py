@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from affekt.data.batch import Batch, Row, collate
-from affekt.data.clip import PreparedClip, PrepareSettings
 from affekt.data.decode import View, window_starts
-from affekt.data.errors import DataError
-from affekt.data.workers import prepare_clip_safely
+from affekt.data.errors import DataError, SettingsError
+from affekt.data.media.clip import PreparedClip, PrepareSettings
+from affekt.data.media.workers import prepare_clip_safely
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.export import load_encoder
 
@@ -37,12 +37,15 @@ class Model:
 
         For a media file or prepared clip: `{"video": (D,), "audio": (D,), "both": (2 D,)}`, the mean over at most
         `windows` evenly spaced windows, normalised again. A stream that the file lacks has no entry. For a `Batch` of
-        B views: the same keys with (B, D), NaN in rows that lack the stream.
+        B views: the same keys with (B, D), NaN in rows that lack the stream. Those of a file are on the CPU, those of a
+        batch on the model's device.
 
         A file is read, face-cropped and resampled as the training clips were, in a process of its own that is ended at
         a deadline. Raises MediaError where it cannot be read or shows no face, DataError where it holds no stream that
-        the encoder knows.
+        the encoder knows, SettingsError for less than one window.
         """
+        if windows < 1:
+            raise SettingsError(f"windows is {windows}; at least 1 is needed")
         if isinstance(clip, Batch):
             return self.encoder.embed(clip.to(self.device))
         name = "clip" if isinstance(clip, PreparedClip) else str(clip)

@@ -23,6 +23,7 @@ from affekt.data.shards import SampleError, ShardIndex
 # points between centre and corners (the 13 fixed offsets of multi-scale cropping; HiCMAE 1.1).
 CROP_OFFSETS = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
 MAX_REPLACEMENTS = 20
+WAIT_SECONDS = 600  # for one batch: a worker that hangs, as on a dead network disk, is an error and no endless wait
 
 
 class Augment(Settings):
@@ -233,6 +234,7 @@ def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # of its own, or it would draw from the model's
+        timeout=WAIT_SECONDS if workers else 0,
     )
     items = iter(loader)
     while True:
@@ -242,6 +244,10 @@ def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
             return
         except (RuntimeError, OSError, EOFError) as error:
             # torch says RuntimeError; a worker that goes while its batch is being handed over is a broken connection.
+            if workers and "timed out" in str(error):
+                raise DataError(
+                    f"no batch came within {WAIT_SECONDS} s: a loader worker hangs, or the disk under the shards does"
+                ) from error
             if not workers or (isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error)):
                 raise
             raise DataError(

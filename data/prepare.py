@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from affekt.data.clip import PreparedClip, PrepareSettings, encode_clip, prepare_clip
 from affekt.data.errors import DataError, SettingsError
-from affekt.data.face import find_detectors
 from affekt.data.machine import available_cores
 from affekt.data.manifest import Clip, describe, list_media, read_source
+from affekt.data.media.clip import PreparedClip, PrepareSettings, encode_clip, prepare_clip
+from affekt.data.media.face import find_detectors
+from affekt.data.media.workers import Failure, Result, prepare_clip_safely, run_clips
 from affekt.data.prepare_folder import PrepareFolder
 from affekt.data.shard_writer import ShardWriter
-from affekt.data.workers import Failure, Result, prepare_clip_safely, run_clips
 
 __all__ = ["PrepareSettings", "PreparedClip", "encode_clip", "prepare", "prepare_clip", "prepare_clip_safely"]
 

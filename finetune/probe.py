@@ -26,7 +26,8 @@ from affekt.finetune.metrics import SCORES, bootstrap_interval, confusion_matrix
 from affekt.finetune.report import write_report
 from affekt.finetune.results import describe_clips, versions, write_json
 from affekt.finetune.splits import Selector, check_unseen, make_task, unlearnable
-from affekt.pretrain.export import load_encoder, pretrain_data, random_encoder
+from affekt.pretrain.export import load_encoder, random_encoder
+from affekt.pretrain.seen import read_seen
 
 Stream = Literal["audio", "video", "both"]
 
@@ -83,11 +84,12 @@ def probe(settings: ProbeSettings, progress: Callable[[int, int], None] | None =
     CheckpointError where the shards or the export cannot be used.
     """
     started = time.perf_counter()
+    settings.output.mkdir(parents=True, exist_ok=True)
     index = ShardIndex.open(settings.shards)
     parts = {"test": settings.test, "dev": settings.dev, "train": settings.train}
     by = {"label": settings.label, "group": settings.group}
     positions, task, left_out = make_task(index, **by, **parts, seed=settings.seed)
-    pretraining = pretrain_data(settings.encoder)
+    pretraining = read_seen(settings.encoder)
     seen = check_unseen(
         index, positions[task.test], pretraining, group=settings.group, transductive=settings.transductive
     )

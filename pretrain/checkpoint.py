@@ -95,7 +95,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
                 raise CheckpointError(f"{path / name}: damaged (its hash differs from the manifest); use another step")
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         return state, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
 
 

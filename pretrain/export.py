@@ -17,14 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from affekt import __version__
-from affekt.data.clip import PrepareSettings
 from affekt.data.decode import Window
 from affekt.data.errors import CheckpointError
 from affekt.data.files import check_version
+from affekt.data.media.clip import PrepareSettings
 from affekt.data.transforms import Preprocess
 from affekt.pretrain.checkpoint import find_checkpoint, read_checkpoint
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.seen import read_seen, stamped
 from affekt.pretrain.settings import PretrainSettings
 
 FORMAT, VERSION = "affekt-export", "1.0"
@@ -46,7 +47,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "latest") -> Path
         raise CheckpointError(f"{path}: not a checkpoint of {run}, whose list of clips would go with it")
     state, weights, _ = read_checkpoint(path)
     settings = PretrainSettings.parse_saved(state["settings"], str(path / "state.json"))
-    seen = _read_json(run, "pretrain_data.json", "the folder of a run")
+    seen = read_seen(run)
     encoder = create_encoder(settings.model, settings.data.frame_stride, seen["prepare"])
     encoder.load_state_dict({k: v for k, v in weights.items() if not k.startswith("decoder_")})
     save_encoder(
@@ -92,7 +93,7 @@ def _write_files(encoder: Encoder, folder: Path, origin: dict[str, Any], seen: d
         "transforms": encoder.preprocess.to_dict(),
         "prepare": encoder.prepare,
     }
-    for name, content in (("config", config), ("preprocess", preprocess), ("pretrain_data", seen)):
+    for name, content in (("config", config), ("preprocess", preprocess), ("pretrain_data", stamped(seen))):
         text = json.dumps(content, indent=1, ensure_ascii=False)
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(model_card(encoder, origin, seen), encoding="utf-8")
@@ -133,11 +134,6 @@ def random_encoder(folder: str | Path, seed: int) -> Encoder:
         return create_encoder(trained.settings, trained.window.frame_stride, trained.prepare)
 
 
-def pretrain_data(folder: str | Path) -> dict[str, Any]:
-    """Which clips the weights have seen: `ids`, `sources` (SHA-256), `speakers`, `licences`, `data_sets`."""
-    return _read_json(Path(folder), "pretrain_data.json")
-
-
 def model_card(encoder: Encoder, origin: dict[str, Any], seen: dict[str, Any]) -> str:
     s = encoder.settings
     parameters = sum(p.numel() for p in encoder.parameters()) / 1e6
@@ -168,8 +164,10 @@ def _known(values: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in known}
 
 
-def _read_json(folder: Path, name: str, what: str = "a folder of `affekt export`") -> dict[str, Any]:
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         return json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / name}: not readable ({error}); is this {what}?") from error
+        raise CheckpointError(
+            f"{folder / name}: not readable ({error}); is this a folder of `affekt export`?"
+        ) from error

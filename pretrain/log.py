@@ -69,6 +69,7 @@ class RunLog:
         self.file.close()
         self.board.close()
         summary = {
+            "format": "affekt-run 1",
             "state": "finished",
             "steps": self.total_steps,
             "accounting": accounting,

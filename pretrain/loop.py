@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,13 +27,13 @@ from affekt.pretrain.checkpoint import (
 )
 from affekt.pretrain.engine import Stopwatch, agree, create_engine, resolve_precision, start_processes
 from affekt.pretrain.hicmae import HiCMAE
-from affekt.pretrain.log import RunLog
+from affekt.pretrain.log import RunLog, say
 from affekt.pretrain.optim import create_optimizer, lr_at
 from affekt.pretrain.pictures import reconstruction_picture
+from affekt.pretrain.seen import SEEN_FILE, seen_data, stamped, with_seen_before
 from affekt.pretrain.settings import PretrainSettings, refuse_changes
 
 Progress = Callable[[int, int, dict[str, float]], None]
-SEEN_LISTS = ("ids", "sources", "speakers", "licences", "data_sets")
 
 
 def pretrain(
@@ -46,8 +45,9 @@ def pretrain(
     """Train to the last step and return the run folder.
 
     `resume` is None (a new run), `auto`, `latest` or a checkpoint folder. The order of clips, their windows, crops and
-    masks are functions of (seed, step), so a resumed run repeats the straight one exactly. Losses are logged as means
-    over the steps since the last logged one. `progress(step, total, metrics)` is called on rank 0 at every logged step.
+    masks are functions of (seed, step), so a resumed run repeats the straight one exactly. `allow_change` names the
+    settings that may differ from those of the resumed run. Losses are logged as means over the steps since the last
+    logged one. `progress(step, total, metrics)` is called on rank 0 at every logged step.
     """
     rank, world_size, device = start_processes()
     if settings.train.threads:
@@ -67,6 +67,9 @@ def pretrain(
 
     start_step, accounting = 0, Accounting()
     checkpoint = open_run(run, resume)
+    if allow_change and not resume:
+        raise SettingsError("--allow-change says what may differ from the run that --resume goes on with; add --resume")
+    settings.check_keys(allow_change)
     if checkpoint:
         state, weights, moments = read_checkpoint(checkpoint)
         refuse_changes(
@@ -107,7 +110,7 @@ def pretrain(
     log = RunLog(run, start_step) if rank == 0 else None
     if rank == 0:
         write_text(run / "settings.yaml", settings.to_yaml())
-        write_text(run / "pretrain_data.json", json.dumps(seen, ensure_ascii=False))
+        write_text(run / SEEN_FILE, json.dumps(stamped(seen), ensure_ascii=False))
         log.start(settings, model, world_size, str(device), precision, total_steps)
 
     model.train()
@@ -148,7 +151,10 @@ def pretrain(
                     progress(done, total_steps, values)
         if log and (done % train.picture_every == 0 or done == total_steps):
             with watch.paused():
-                reconstruction_picture(run / "pictures" / f"step-{done:08d}.png", model, inputs, *masks)
+                try:
+                    reconstruction_picture(run / "pictures" / f"step-{done:08d}.png", model, inputs, *masks)
+                except OSError as error:
+                    say(f"step {done}: no picture of reconstructions: {error}; training goes on")
         if to_save:
             with watch.paused():
                 summed = accounting.summed_over_ranks()
@@ -171,8 +177,8 @@ def pretrain(
 
 
 def training_positions(index: ShardIndex, settings: PretrainSettings) -> list[int]:
-    """Positions of the clips to learn from. Raises SettingsError when one of them, or its group, is held out, and when
-    `held_out` names no clip at all; DataError when there is nothing to learn from."""
+    """Positions of the clips to learn from. Raises SettingsError when one of them, its group or the file it was made
+    from is held out, and when `held_out` names no clip at all; DataError when there is nothing to learn from."""
     data, streams = settings.data, settings.model.streams
     positions = where(index, data.include)
     if streams == "both":
@@ -192,6 +198,14 @@ def training_positions(index: ShardIndex, settings: PretrainSettings) -> list[in
             )
         for field in ("id", *([data.group] if data.group else [])):
             assert_disjoint(index, positions, held_out, field)
+        sources = [
+            {index.samples[i].source_sha256: index.samples[i].id for i in side} for side in (positions, held_out)
+        ]
+        for shared in sources[0].keys() & sources[1].keys() - {""}:
+            raise SettingsError(
+                f"{data.shards}: clips {sources[0][shared]} and {sources[1][shared]}, to learn from and held out, were "
+                "made from the same file; put both on one side"
+            )
     return positions
 
 
@@ -212,40 +226,6 @@ def open_run(run: Path, resume: str | None) -> Path | None:
             f"{run}: holds a run already; go on with --resume auto, or choose another folder (out=...)"
         )
     return None
-
-
-def seen_data(index: ShardIndex, positions: list[int]) -> dict[str, Any]:
-    """What the weights will have seen, kept beside them so that a later evaluation can refuse an overlap."""
-    samples = [index.samples[i] for i in positions]
-
-    def distinct(field: str) -> list[str]:
-        return sorted({str(sample.meta[field]) for sample in samples if sample.meta.get(field)})
-
-    return {
-        "ids": sorted(sample.id for sample in samples),
-        "sources": sorted({sample.source_sha256 for sample in samples if sample.source_sha256}),
-        "speakers": distinct("speaker"),
-        "licences": distinct("licence"),
-        "data_sets": distinct("data_set"),
-        "fingerprint": index.fingerprint,
-        "prepare": index.header["prepare"],
-    }
-
-
-def with_seen_before(seen: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """`seen` with what the run of the checkpoint had seen: data may change on resume, what was learned stays.
-
-    Raises CheckpointError when the run's `pretrain_data.json` is not beside its checkpoints.
-    """
-    path = checkpoint.resolve().parents[1] / "pretrain_data.json"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        return seen | {key: sorted({*before[key], *seen[key]}) for key in SEEN_LISTS}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: not readable ({error}), so nobody could tell what the weights have seen; "
-            "copy it beside the checkpoints, or begin a new run"
-        ) from error
 
 
 def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:

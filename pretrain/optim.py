@@ -1,12 +1,15 @@
 """AdamW with its parameter groups, and the learning rate as a pure function of the step."""
 
 import math
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from affekt.data.settings import Settings
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimSettings(Settings):
@@ -15,8 +18,8 @@ class OptimSettings(Settings):
     base_lr: float = Field(3e-4, gt=0, description="per 256 clips of the global batch; lr = base_lr * batch / 256")
     min_lr: float = Field(1e-5, ge=0, description="end of the cosine, scaled like base_lr")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of all steps with a linear warm-up from 0")
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     clip_grad: float = Field(0.0, ge=0, description="maximal gradient norm; 0 clips nothing")
 

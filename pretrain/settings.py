@@ -1,5 +1,6 @@
 """The settings of one pre-training run: one YAML file, one frozen object."""
 
+import difflib
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -76,10 +77,20 @@ class PretrainSettings(Settings):
             if before.get(key) != after.get(key) and key not in free
         }
 
+    def check_keys(self, keys: tuple[str, ...]) -> None:
+        """Raise SettingsError for a key that is no setting, naming the nearest one."""
+        known = _flat(self.model_dump(mode="json"))
+        for key in keys:
+            if key not in known and not any(name.startswith(f"{key}.") for name in known):
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean `{near[0]}`?" if near else "see --print-config"
+                raise SettingsError(f"--allow-change {key}: not a setting; {hint}")
+
 
 def refuse_changes(changes: dict[str, tuple[Any, Any]], allowed: tuple[str, ...]) -> None:
     """Raise SettingsError that lists old and new values, unless every change is allowed by name."""
-    changes = {key: pair for key, pair in changes.items() if key not in allowed}
+    inside = tuple(f"{key}." for key in allowed)  # a whole section may be allowed, as `optim`
+    changes = {key: pair for key, pair in changes.items() if key not in allowed and not key.startswith(inside)}
     if changes:
         lines = [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()]
         raise SettingsError(

@@ -12,8 +12,9 @@ from torch import nn
 from affekt.data.errors import CheckpointError
 from affekt.pretrain import checkpoint as module
 from affekt.pretrain.checkpoint import find_checkpoint, load_optimizer, read_checkpoint, save_checkpoint
-from affekt.pretrain.loop import open_run, with_seen_before
+from affekt.pretrain.loop import open_run
 from affekt.pretrain.optim import OptimSettings, create_optimizer, lr_at
+from affekt.pretrain.seen import stamped, with_seen_before
 
 
 def trained_model(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -135,7 +136,7 @@ def test_what_a_resumed_run_has_seen_is_not_forgotten(tmp_path):
     now = {"ids": ["b", "c"], "sources": [], "speakers": ["t"], "licences": ["CC0"], "data_sets": [], "prepare": {}}
     with pytest.raises(CheckpointError, match=r"pretrain_data\.json.*what the weights have seen"):
         with_seen_before(now, checkpoint)
-    (tmp_path / "pretrain_data.json").write_text(json.dumps({**now, "ids": ["a", "b"], "speakers": ["s"]}))
+    (tmp_path / "pretrain_data.json").write_text(json.dumps(stamped({**now, "ids": ["a", "b"], "speakers": ["s"]})))
     assert with_seen_before(now, checkpoint) == {**now, "ids": ["a", "b", "c"], "speakers": ["s", "t"]}
 
 

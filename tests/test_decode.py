@@ -8,9 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from affekt.data.clip import PrepareSettings, prepare_clip
-from affekt.data.clip import encode_clip as prepare_encode
 from affekt.data.decode import Window, decode_frames, decode_window, random_start, window_starts
+from affekt.data.media.clip import PrepareSettings, prepare_clip
+from affekt.data.media.clip import encode_clip as prepare_encode
 from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import SampleError, ShardIndex
 

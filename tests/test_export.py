@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import affekt
-from affekt.data.clip import PrepareSettings
-from affekt.data.container import MediaError
 from affekt.data.errors import CheckpointError, SettingsError
 from affekt.data.loader import eval_loader
+from affekt.data.media.clip import PrepareSettings
+from affekt.data.media.container import MediaError
 from affekt.pretrain.export import create_encoder, load_encoder, random_encoder, save_encoder
 from affekt.pretrain.registry import model_settings
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from affekt.data.errors import SettingsError
-from affekt.data.face import LEVELS, center_boxes, crop, face_track, find_detectors, haar
-from affekt.data.media import read_media
+from affekt.data.media.face import LEVELS, center_boxes, crop, face_track, find_detectors, haar
+from affekt.data.media.streams import read_media
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 HAAR = find_detectors("haar")

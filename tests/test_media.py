@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from affekt.data.container import Limits, MediaError
-from affekt.data.media import read_media, to_mono
-from affekt.data.picture import display_matrix, upright
+from affekt.data.media.container import Limits, MediaError
+from affekt.data.media.picture import display_matrix, upright
+from affekt.data.media.streams import read_media, to_mono
 
 CODECS = {"mp4": ("libx264", "aac"), "mkv": ("libx264", "flac"), "avi": ("mpeg4", "mp3")}
 

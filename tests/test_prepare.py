@@ -16,8 +16,8 @@ import pytest
 import simplejpeg
 import soundfile
 
-from affekt.data.container import MediaError
 from affekt.data.errors import DataError, SettingsError
+from affekt.data.media.container import MediaError
 from affekt.data.prepare import PrepareSettings, encode_clip, prepare, prepare_clip, prepare_clip_safely
 from affekt.data.shards import ShardIndex
 
@@ -291,7 +291,7 @@ def test_a_clip_is_prepared_safely_and_alike(films, tmp_path, detector):
 def children():
     """Workers that this process has started and that are still there; other tests leave a forkserver of their own."""
     started = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [pid for pid in started if b"affekt.data.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in started if b"affekt.data.media.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_processes_that_cannot_start_are_an_error_and_no_endless_loop(films, tmp_path, monkeypatch):

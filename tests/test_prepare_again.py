@@ -59,7 +59,7 @@ def digests(folder):
 def children():
     """Workers that this process has started and that are still there; other tests leave a forkserver of their own."""
     started = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [pid for pid in started if b"affekt.data.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in started if b"affekt.data.media.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 SCRIPT = """

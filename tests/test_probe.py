@@ -27,6 +27,7 @@ from affekt.finetune.results import find_row, row_name, show_table, write_json
 from affekt.finetune.splits import make_task
 from affekt.pretrain.export import create_encoder, save_encoder
 from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.seen import stamped
 
 CLASSES = ("high", "low", "middle")
 TONES = {"high": 3000, "middle": 900, "low": 250}
@@ -221,8 +222,9 @@ def test_export_that_cannot_be_trusted_is_refused(shards, tmp_path):
     (untold / "pretrain_data.json").unlink()
     with pytest.raises(CheckpointError, match="pretrain_data"):
         probe(settings_of(shards, untold, tmp_path / "out"))
-    (untold / "pretrain_data.json").write_text('{"ids": [], "sources": [], "licences": []}')
-    with pytest.raises(CheckpointError, match="lacks speakers"):
+    told = {"ids": [], "sources": [], "licences": [], "data_sets": [], "prepare": {}}
+    (untold / "pretrain_data.json").write_text(json.dumps(stamped(told)))
+    with pytest.raises(CheckpointError, match="speakers"):
         probe(settings_of(shards, untold, tmp_path / "out"))
     with pytest.raises(SettingsError, match="never trained"):
         probe(settings_of(shards, make_export(tmp_path / "fresh", seed=1), tmp_path / "out"))

@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from affekt.data.container import (
+from affekt.data.media.container import (
     Limits,
     MediaError,
     begin_of,
@@ -22,7 +22,7 @@ from affekt.data.container import (
     open_media,
     picture_stream,
 )
-from affekt.data.picture import FramePicker
+from affekt.data.media.picture import FramePicker
 
 GAP = 0.05  # seconds between where a sound frame stands and where it should; below it is rounding of time stamps
 

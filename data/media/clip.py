@@ -14,10 +14,10 @@ import simplejpeg
 import soundfile
 from pydantic import Field, field_validator
 
-from affekt.data.container import Limits, MediaError, is_still
-from affekt.data.face import center_boxes, crop, face_track, find_detectors
 from affekt.data.manifest import Clip, clip_of_file
-from affekt.data.media import read_media
+from affekt.data.media.container import Limits, MediaError, is_still
+from affekt.data.media.face import center_boxes, crop, face_track, find_detectors
+from affekt.data.media.streams import read_media
 from affekt.data.settings import Settings
 
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from affekt.data.clip import PreparedClip, PrepareSettings, encode_clip, prepare_clip
-from affekt.data.container import MediaError
 from affekt.data.errors import DataError, SettingsError
-from affekt.data.face import find_detectors
 from affekt.data.manifest import Clip, clip_of_file
+from affekt.data.media.clip import PreparedClip, PrepareSettings, encode_clip, prepare_clip
+from affekt.data.media.container import MediaError
+from affekt.data.media.face import find_detectors
 
 START_SECONDS = 120  # for a fresh process to import what it needs, on a busy machine
 LENGTH = struct.Struct(">Q")
@@ -182,7 +182,7 @@ class _Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in kill)
         one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from affekt.data.workers import serve; serve()"],
+            [sys.executable, "-P", "-c", "from affekt.data.media.workers import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

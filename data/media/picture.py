@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from affekt.data.container import Limits, MediaError
+from affekt.data.media.container import Limits, MediaError
 
 SLACK = 1e-6  # of a frame: rounding of seconds must not cost one
 

@@ -1,7 +1,7 @@
 """Opening foreign media files: local files only, known containers only, sizes checked before anything is decoded.
 
 What comes out are decoded frames with their time in seconds on the container's clock. FFmpeg's decoders are exposed to
-hostile bytes here, so `affekt.data.workers` runs this in processes that can be killed.
+hostile bytes here, so `affekt.data.media.workers` runs this in processes that can be killed.
 """
 
 import dataclasses

@@ -1,0 +1,64 @@
+"""What weights have seen: a list beside a run and in its export, so that an evaluation can refuse an overlap."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from affekt.data.errors import CheckpointError
+from affekt.data.files import check_version
+from affekt.data.shards import ShardIndex
+
+SEEN_FILE = "pretrain_data.json"
+FORMAT, VERSION = "affekt-pretrain-data", "1.0"
+LISTS = ("ids", "sources", "speakers", "licences", "data_sets")
+
+
+def seen_data(index: ShardIndex, positions: list[int]) -> dict[str, Any]:
+    """What the weights will have seen, kept beside them so that a later evaluation can refuse an overlap."""
+    samples = [index.samples[i] for i in positions]
+
+    def distinct(field: str) -> list[str]:
+        return sorted({str(sample.meta[field]) for sample in samples if sample.meta.get(field)})
+
+    return {
+        "ids": sorted(sample.id for sample in samples),
+        "sources": sorted({sample.source_sha256 for sample in samples if sample.source_sha256}),
+        "speakers": distinct("speaker"),
+        "licences": distinct("licence"),
+        "data_sets": distinct("data_set"),
+        "fingerprint": index.fingerprint,
+        "prepare": index.header["prepare"],
+    }
+
+
+def with_seen_before(seen: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """`seen` with what the run of the checkpoint had seen: data may change on resume, what was learned stays.
+
+    Raises CheckpointError when the run's `pretrain_data.json` is not beside its checkpoints.
+    """
+    try:
+        before = read_seen(checkpoint.resolve().parents[1])
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; nobody could tell what the weights have seen: copy it beside the checkpoints, or begin a new run"
+        ) from error
+    return seen | {key: sorted({*before[key], *seen[key]}) for key in LISTS}
+
+
+def stamped(seen: dict[str, Any]) -> dict[str, Any]:
+    """`seen` with the version of its format in front, as it goes into a file."""
+    return {**seen, "format": FORMAT, "version": VERSION}
+
+
+def read_seen(folder: str | Path) -> dict[str, Any]:
+    """The list in the folder of a run or of an export. Raises CheckpointError when it is not readable,
+    incomplete or of another major version."""
+    path = Path(folder) / SEEN_FILE
+    try:
+        seen = json.loads(path.read_text(encoding="utf-8"))
+        check_version(seen, FORMAT, VERSION, path, CheckpointError)
+        if not all(isinstance(seen[key], list) for key in LISTS) or not isinstance(seen["prepare"], dict):
+            raise TypeError("a list in it is none")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{path}: not readable as the list of the clips of a run: {error!r}") from error
+    return seen
