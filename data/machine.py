@@ -1,8 +1,42 @@
-"""What this process may use of the machine."""
+"""What this process may use of the machine, and work spread over processes."""
 
+import multiprocessing
 import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from affekt.data.errors import DataError
 
 
 def available_cores() -> int:
     """Cores this process may run on, which a batch system or container often limits below what the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_in_processes(
+    function: Callable[..., Any], jobs: Sequence[tuple], workers: int, start: Callable[[], object]
+) -> Iterator[tuple[int, Any]]:
+    """Call `function(*job)` for every job, each process running `start()` first: (number of the job, what it returned),
+    as they end. Raises what a job raises, and DataError when a process is killed.
+    """
+    # Spawned, not forked: the caller may hold threads and a CUDA context.
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"), start)
+    try:
+        # Ctrl-C reaches the whole process group. Workers inherit the blocked signal, so only the parent hears it and
+        # stops them in order.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = {pool.submit(function, *job): number for number, job in enumerate(jobs)}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker was killed, perhaps for want of memory; repeat the command with fewer workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)

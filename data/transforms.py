@@ -71,8 +71,11 @@ class Preprocess:
 
 def normalise_picture(video: Tensor) -> Tensor:
     """Pixels (B, 3, T, H, W) from 0..255, uint8 or float, to ImageNet's mean 0 and deviation 1."""
-    mean, std = (video.new_tensor(x, dtype=torch.float32).view(3, 1, 1, 1) for x in (PICTURE_MEAN, PICTURE_STD))
-    return video.to(torch.float32, copy=True).sub_(255 * mean).div_(255 * std)
+    x = video.movedim(1, -1)
+    width = x.shape[-2]
+    x = x.flatten(-2).to(torch.float32, copy=True)  # (B, T, H, W * 3): three colours a row would not be vectorised
+    mean, std = (x.new_tensor(values).mul(255).repeat(width) for values in (PICTURE_MEAN, PICTURE_STD))
+    return x.sub_(mean).div_(std).unflatten(-1, (width, 3)).movedim(-1, 1)
 
 
 def normalise_mel(mel: Tensor) -> Tensor:
@@ -92,14 +95,14 @@ def crop_resize(video: Tensor, box: Tensor, size: int) -> Tensor:
 
 def _crop_resize_pixels(video: Tensor, box: Tensor, size: int) -> Tensor:
     batch, time, height, width = video.shape[:4]
-    out = video.new_empty(batch, 3, time, size, size)
+    out = video.new_empty(batch, time, size, size, 3)  # colours last in memory, as the pictures come and patches go
     pixels = (box.double() * torch.tensor([width, height, width, height])).round().long().tolist()
     for clip, (x0, y0, x1, y1), target in zip(video, pixels, out):
         clip = clip[:, y0:y1, min(x0, x1) : max(x0, x1)].permute(0, 3, 1, 2)  # (T, 3, h, w), channels last in memory
         if clip.shape[2:] != (size, size):
             clip = F.interpolate(clip, (size, size), mode="bilinear", antialias=True)
-        target.copy_((clip.flip(-1) if x0 > x1 else clip).transpose(0, 1))
-    return out
+        target.copy_((clip.flip(-1) if x0 > x1 else clip).permute(0, 2, 3, 1))
+    return out.movedim(-1, 1)
 
 
 def _crop_resize_matrices(video: Tensor, box: Tensor, size: int) -> Tensor:
@@ -150,8 +153,9 @@ def log_mel(waveform: Tensor, mel_bins: int = 128, valid: Tensor | None = None) 
     before = frames * PRE_EMPHASIS  # a step of its own, rounded as Kaldi rounds it: weak bins show the last bit
     frames[..., 1:].sub_(before[..., :-1])
     frames[..., 0].sub_(before[..., 0])
-    spectrum = torch.fft.rfft(frames.mul_(window), FFT_SIZE).abs().square_()
-    return (spectrum @ bank).clamp_(min=EPSILON).log_()
+    spectrum = torch.fft.rfft(frames.mul_(window), FFT_SIZE)
+    power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+    return (power @ bank).clamp_(min=EPSILON).log_()
 
 
 def pad_frames(mel: Tensor, frames: Tensor, length: int) -> Tensor:

@@ -14,9 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from threadpoolctl import threadpool_limits
 
 from affekt.data.errors import SettingsError
 from affekt.data.files import write_text
+from affekt.data.machine import run_in_processes
 from affekt.data.settings import Settings
 from affekt.data.shards import ShardIndex
 from affekt.finetune.baselines import majority, statistics
@@ -57,7 +59,7 @@ class ProbeSettings(Settings):
     transductive: bool = Field(False, description="allow test clips in pre-training, and name every result so")
     cache: Path | None = Field(None, description="folder of frozen features; `features` in the output when not set")
     batch_size: int = Field(16, ge=1)
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, description="processes that decode clips, and then that fit")
     device: str = Field("auto", description="cuda, cpu, or cuda where there is one")
     run: Path | None = Field(None, description="pre-training run whose curves and pictures the report shows")
     title: str = "What the features know"
@@ -84,7 +86,6 @@ def probe(settings: ProbeSettings, progress: Callable[[int, int], None] | None =
     CheckpointError where the shards or the export cannot be used.
     """
     started = time.perf_counter()
-    settings.output.mkdir(parents=True, exist_ok=True)
     index = ShardIndex.open(settings.shards)
     parts = {"test": settings.test, "dev": settings.dev, "train": settings.train}
     by = {"label": settings.label, "group": settings.group}
@@ -93,13 +94,11 @@ def probe(settings: ProbeSettings, progress: Callable[[int, int], None] | None =
     seen = check_unseen(
         index, positions[task.test], pretraining, group=settings.group, transductive=settings.transductive
     )
+    settings.output.mkdir(parents=True, exist_ok=True)
     tables, weights = feature_tables(settings, index, positions, progress)
     extracted = time.perf_counter()
     tasks, without = stream_tasks(tables, task, settings.streams)
-    rows, trials = [], []
-    for name, versions_of in tables.items():
-        for seed, table in enumerate(versions_of):
-            trials += probe_table(name, seed, table, tasks, settings, rows)
+    rows, trials = search_tables(tables, tasks, settings)
     for stream in (s for s in settings.streams if s in tasks):
         guess = majority(task.labels[tasks[stream].fitting], len(task.classes))
         rows.append(Row("majority", stream, "chosen", tasks[stream]))
@@ -185,12 +184,43 @@ def stream_tasks(
     return tasks, without
 
 
-def probe_table(
-    name: str, seed: int, table: FeatureTable, tasks: dict[str, Task], settings: ProbeSettings, rows: list[Row]
-) -> list[dict[str, Any]]:
-    """Search every stream's menu in one feature table, add the test predictions to `rows`, return the trials."""
+def search_tables(
+    tables: dict[str, list[FeatureTable]], tasks: dict[str, Task], settings: ProbeSettings
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Search every feature table, side by side with `settings.workers` above 1: the rows, and all trials.
+
+    The tables of further seeds of the same features join the rows that are there.
+    """
+    named = [(name, seed, table) for name, versions_of in tables.items() for seed, table in enumerate(versions_of)]
+    jobs = [(table, tasks, settings, name != "statistics") for name, _, table in named]
+    if settings.workers > 1:
+        found = dict(run_in_processes(search_table, jobs, settings.workers, _one_thread))
+    else:
+        with _one_thread():
+            found = {number: search_table(*job) for number, job in enumerate(jobs)}
+    rows: dict[tuple[str, str, str], Row] = {}
+    trials = []
+    for number, (name, seed, _) in enumerate(named):
+        for stream, kind, choice, prediction in found[number].chosen:
+            row = rows.setdefault((name, stream, kind), Row(name, stream, kind, tasks[stream]))
+            row.choices.append(choice)
+            row.predictions.append(prediction)
+        trials += [{"features": name, "seed": seed, "stream": s} | asdict(trial) for s, trial in found[number].tried]
+    return list(rows.values()), trials
+
+
+@dataclass
+class Found:
+    """What the search of one table gives: (stream, kind, choice, test predictions), and every (stream, trial)."""
+
+    chosen: list[tuple[str, str, Trial, np.ndarray]] = field(default_factory=list)
+    tried: list[tuple[str, Trial]] = field(default_factory=list)
+
+
+def search_table(table: FeatureTable, tasks: dict[str, Task], settings: ProbeSettings, plain: bool) -> Found:
+    """Choose from every stream's menu in one feature table and predict the test clips; `plain` adds the fixed row."""
+    found = Found()
     best: dict[str, Trial] = {}
-    tried = []
     for stream, task in tasks.items():
         if stream != "both":
             trials = search_stream(table, stream, task, settings.penalties)
@@ -199,24 +229,19 @@ def probe_table(
         else:
             continue  # stream_tasks gives `both` only to clips that have the two
         best[stream] = best_of(trials)
-        tried += [{"features": name, "seed": seed, "stream": stream} | asdict(trial) for trial in trials]
+        found.tried += [(stream, trial) for trial in trials]
         if stream not in settings.streams:
             continue
-        _add(rows, Row(name, stream, "chosen", task), best[stream], table)
-        if name != "statistics":
+        found.chosen.append((stream, "chosen", best[stream], predict_test(table, best[stream], task)))
+        if plain:
             fixed = try_all(table, [plain_blocks(table, stream)], task, settings.penalties)[0]
-            _add(rows, Row(name, stream, "plain", task), fixed, table)
-    return tried
+            found.chosen.append((stream, "plain", fixed, predict_test(table, fixed, task)))
+    return found
 
 
-def _add(rows: list[Row], row: Row, choice: Trial, table: FeatureTable) -> None:
-    """Predict the test clips of a row; a further seed of the same features joins the row that is there."""
-    same = [r for r in rows if (r.features, r.stream, r.kind) == (row.features, row.stream, row.kind)]
-    if not same:
-        rows.append(row)
-    row = same[0] if same else row
-    row.choices.append(choice)
-    row.predictions.append(predict_test(table, choice, row.task))
+def _one_thread() -> threadpool_limits:
+    """The matrices of a fit are so small that BLAS loses more by sharing them out than it gains."""
+    return threadpool_limits(1)
 
 
 def describe_row(row: Row, settings: ProbeSettings) -> dict[str, Any]:

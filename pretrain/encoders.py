@@ -27,7 +27,7 @@ class ModalityEncoder(nn.Module):
         `patches` (B, N, P) are all patches of the clip; only those at `ids` (B, K) are embedded (all when None).
         `valid` (B, K) marks tokens that are not padding.
         """
-        pos_embed = self.pos_embed.expand(len(patches), -1, -1)
+        pos_embed = self.pos_embed
         if ids is not None:
             patches, pos_embed = gather_tokens(patches, ids), gather_tokens(pos_embed, ids)
         x = self.patch_embed(patches) + pos_embed.type_as(patches)
@@ -83,8 +83,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, taps: Sequence[Tensor], mask: Mask) -> Tensor:
         """`x` (B, K, D) fused visible tokens, `taps` shallow to deep, each (B, K, D) -> (B, M, patch_dim)."""
-        pos_embed = self.pos_embed.expand(len(x), -1, -1)
-        pos_keep, pos_mask = (gather_tokens(pos_embed, ids) for ids in (mask.ids_keep, mask.ids_mask))
+        pos_keep, pos_mask = (gather_tokens(self.pos_embed, ids) for ids in (mask.ids_keep, mask.ids_mask))
         x = torch.cat((self.decoder_embed(x) + pos_keep, self.mask_token + pos_mask), dim=1)  # (B, N, decoder_dim)
         valid = None
         if mask.valid_keep is not None:  # padding that is visible is attended to no more than in the encoder

@@ -60,10 +60,13 @@ def create_engine(model: nn.Module, optimizer: torch.optim.Optimizer, micro_batc
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": 1,
         "zero_optimization": {"stage": 0},
+        "gradient_clipping": 0.0,  # the loop clips where it is asked to; the default here would be 1.0
         "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 2**31,
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if dist.get_world_size() == 1:
+        engine.enable_backward_allreduce = False  # it would copy all gradients to and fro with nobody to share them
     return engine
 
 

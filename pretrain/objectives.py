@@ -14,8 +14,9 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> T
     mean runs over the tokens of the global batch: on several ranks the average of the ranks' values is the loss of
     one process with the whole batch.
     """
-    per_token = (prediction.float() - target.float()).square().mean(-1)
-    total = weight.sum()
+    # Summed here and divided below: the backward pass of a mean over the patch would write it out once more.
+    per_token = F.mse_loss(prediction.float(), target.float(), reduction="none").sum(-1)
+    total = weight.sum() * target.shape[-1]
     if _world_size() > 1:
         dist.all_reduce(total)
         total = total / _world_size()

@@ -1,5 +1,7 @@
 """Patches of a clip, their fixed positions and their reconstruction targets."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -40,13 +42,21 @@ def unpatchify_audio(patches: Tensor, grid: tuple[int, int], patch_size: int) ->
 def standardise_video(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Undo the ImageNet normalisation, then standardise each patch per colour channel (unbiased, 1e-6 on the std).
 
-    `patches` (B, N, L*3) -> standardised (B, N, L, 3), mean and std (B, N, 1, 3) on the 0-1 scale. Always float32.
+    `patches` (B, N, L*3) -> standardised (B, N, L*3), mean and std (B, N, 3) on the 0-1 scale. Always float32.
     """
-    x = patches.float().unflatten(-1, (-1, 3))
-    x = x * x.new_tensor(PICTURE_STD) + x.new_tensor(PICTURE_MEAN)
-    var, mean = torch.var_mean(x, -2, keepdim=True)
-    std = var.sqrt() + 1e-6
-    return (x - mean) / std, mean, std
+    pixels = patches.shape[-1] // 3
+    run = math.gcd(pixels, 32)  # operations on rows of several pixels are vectorised, those on three colours are not
+    x = patches.float().unflatten(-1, (-1, 3 * run))  # (B, N, L / run, run * 3)
+    x = torch.addcmul(_tiled(x.new_tensor(PICTURE_MEAN), run), x, _tiled(x.new_tensor(PICTURE_STD), run))
+    mean = x.sum(-2).unflatten(-1, (run, 3)).sum(-2) / pixels  # (B, N, 3)
+    x.sub_(_tiled(mean, run)[..., None, :])
+    std = ((x * x).sum(-2).unflatten(-1, (run, 3)).sum(-2) / (pixels - 1)).sqrt() + 1e-6
+    return x.div_(_tiled(std, run)[..., None, :]).flatten(2), mean, std
+
+
+def _tiled(colours: Tensor, run: int) -> Tensor:
+    """(..., 3) -> (..., run * 3), for a row of pixels."""
+    return colours.unsqueeze(-2).expand(*colours.shape[:-1], run, 3).flatten(-2)
 
 
 @torch.no_grad()
@@ -55,16 +65,17 @@ def video_target(patches: Tensor, tubelet_size: int, frame_difference: bool) -> 
     frame of a tubelet as its difference to the frame before (HiCMAE section 3.3; the published script has it on)."""
     target, _, _ = standardise_video(patches)
     if frame_difference:
-        frames = target.unflatten(-2, (tubelet_size, -1))  # (B, N, tubelet, p*p, 3)
-        target = torch.cat((frames[:, :, :1], frames[:, :, 1:] - frames[:, :, :-1]), dim=2)
-    return target.flatten(2)
+        frames = target.unflatten(-1, (tubelet_size, -1))  # (B, N, tubelet, p*p*3)
+        frames[:, :, 1:] = frames[:, :, 1:] - frames[:, :, :-1]
+    return target
 
 
 @torch.no_grad()
 def standardise_audio(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Standardise each log-mel patch over its values (unbiased, 1e-6 on the std): (B, N, L) and mean, std (B, N, 1)."""
     x = patches.float()
-    mean, std = x.mean(-1, keepdim=True), x.var(-1, keepdim=True).sqrt() + 1e-6
+    var, mean = torch.var_mean(x, -1, keepdim=True)
+    std = var.sqrt() + 1e-6
     return (x - mean) / std, mean, std
 
 
@@ -78,8 +89,10 @@ def sinusoid_positions(length: int, dim: int) -> Tensor:
 
 
 def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
-    """Tokens (B, N, D) at `ids` (B, K) -> (B, K, D)."""
-    return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[-1]))
+    """Tokens (B, N, D) at `ids` (B, K) -> (B, K, D); `x` (1, N, D) serves all rows. Whole rows are copied, which
+    `torch.gather` does value by value."""
+    rows = ids if len(x) == 1 else ids + torch.arange(len(x), device=ids.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, ids.shape)
 
 
 def mean_of_tokens(x: Tensor, valid: Tensor | None = None) -> Tensor:

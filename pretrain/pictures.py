@@ -69,7 +69,7 @@ def video_images(model: HiCMAE, inputs: Inputs, prediction: Tensor, mask: Mask, 
     output = prediction[clip : clip + 1].float().unflatten(-1, (s.tubelet_size, -1, 3))  # (1, M, tubelet, p*p, 3)
     if s.frame_difference:
         output = output.cumsum(2)
-    output = (output.flatten(2, 3) * std + mean).flatten(2)
+    output = (output.flatten(2, 3) * std[:, :, None] + mean[:, :, None]).flatten(2)
     return {
         title: _frames(unpatchify_video(tokens, s.grid_video, s.tubelet_size, s.patch_size)[0])
         for title, tokens in _three(pixels, output, mask, clip, HIDDEN_GREY).items()

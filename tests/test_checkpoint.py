@@ -80,7 +80,7 @@ def test_another_major_version_is_refused_and_a_newer_minor_read(tmp_path):
         if good:
             read_checkpoint(path)
         else:
-            with pytest.raises(CheckpointError, match=r"version 2\.0.*reads 1\.0"):
+            with pytest.raises(CheckpointError, match=r"version 2\.0.*reads 1\.x"):
                 read_checkpoint(path)
 
 

@@ -95,6 +95,8 @@ def test_files_with_and_without_a_stream(exported, tmp_path):
     with pytest.raises(MediaError, match=r"text\.mp4"):
         (tmp_path / "text.mp4").write_text("no film")
         model.embed(tmp_path / "text.mp4")
+    with pytest.raises(SettingsError, match="windows is 0"):
+        model.embed(tmp_path / "full.mp4", windows=0)
 
 
 def test_an_audio_encoder_refuses_pictures(exported, tiny_shards):
@@ -142,7 +144,7 @@ def test_what_is_refused_and_why(exported, tmp_path):
     save_file(weights, folder / "model.safetensors")
 
     (folder / "config.json").write_text(json.dumps({**config, "version": "2.0"}))
-    with pytest.raises(CheckpointError, match=r"version 2\.0.*reads 1\.0"):
+    with pytest.raises(CheckpointError, match=r"version 2\.0.*reads 1\.x"):
         affekt.load(folder)
     (folder / "config.json").write_text(json.dumps({**config, "version": "1.7", "new_key": 1}))
     affekt.load(folder)

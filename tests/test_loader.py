@@ -275,6 +275,20 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(index):
         list(batches)
 
 
+def test_a_worker_that_hangs_is_an_error_not_a_hang(index, monkeypatch):
+    """As on a network disk that is gone; here it is stopped from outside."""
+    monkeypatch.setattr("affekt.data.loader.WAIT_SECONDS", 5)
+    batches = iter(load(index, workers=1, total_steps=200))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(DataError, match="no batch came within 5 s"):
+            list(batches)
+    finally:
+        os.kill(worker.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_its_run(index, tmp_path, ending):
     """Killed outright, or by Ctrl-C in a terminal, which reaches the whole group."""

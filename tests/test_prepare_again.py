@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from affekt.data import shard_writer
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.prepare import PrepareSettings, prepare
 from affekt.data.shards import ShardIndex
@@ -210,7 +209,6 @@ def test_a_full_disk_at_any_file_leaves_what_is_finished(voices, straight, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        patch.setattr(shard_writer.os, "fsync", full)
         with pytest.raises(DataError, match=f"{victim}: cannot be written: No space left on device"):
             prepare(voices, out, settings(clips_per_shard=3), workers=2)
     assert not list(out.rglob("*.partial")) and not (out / "index.jsonl").exists() and not children()

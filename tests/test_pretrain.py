@@ -1,5 +1,6 @@
 """Pre-training as real processes: it learns, a kill -9 costs nothing, two ranks are one, mistakes are told."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+
+from affekt.data.errors import SettingsError
+from affekt.pretrain.loop import training_positions
+from affekt.pretrain.settings import PretrainSettings
 
 SMALL = {
     "name": "hicmae_nano",
@@ -113,12 +118,30 @@ def test_held_out_speakers_are_never_seen(config):
     assert "speaker" in message or "id" in message
 
 
+def test_what_is_made_from_a_held_out_file_is_never_seen(tiny_shards):
+    """Another id and another speaker do not hide that two clips were cut from one recording."""
+    index = tiny_shards(24)
+    samples = index.samples
+    for number, sample in enumerate(samples):
+        meta = {**sample.meta, "speaker": f"s{number}", "split": "test" if number < 4 else "train"}
+        samples[number] = dataclasses.replace(sample, meta=meta, source_sha256=f"{number:064d}")
+    data = {"shards": str(index.root), "include": {"split": ["train"]}, "held_out": {"split": ["test"]}}
+    settings = PretrainSettings.parse({"out": "run", "model": SMALL, "data": data, "train": {"steps": 1}})
+    assert training_positions(index, settings) == list(range(4, 24))
+    samples[7] = dataclasses.replace(samples[7], source_sha256=samples[2].source_sha256)
+    with pytest.raises(SettingsError, match=f"{samples[7].id}.*{samples[2].id}.*same file"):
+        training_positions(index, settings)
+
+
 def test_mistakes_are_told(tmp_path, config):
     assert "did you mean `mask_ratio_video`" in run(config, "model.mask_ratio_vidoe=0.9", expect=1)
     assert "set one of train.steps and train.epochs" in run(config, "train.epochs=3", expect=1)
     assert "train.global_batch" in run(config, "train.global_batch=none", expect=1)
     assert "names no clip" in run(config, "data.held_out={split: [tset]}", expect=1)
     assert "nowhere" in run(config, f"data.shards={tmp_path / 'nowhere'}", expect=2)
+    assert "add --resume" in run(config, "--allow-change", "optim.base_lr", expect=1)
+    told = run(config, "--allow-change", "optim.base_rl", "--resume", "auto", expect=1)
+    assert "did you mean `optim.base_lr`" in told
     assert not (tmp_path / "run").exists()
 
 
@@ -129,6 +152,23 @@ def test_clips_that_lack_a_stream_train_beside_whole_ones(tmp_path, config, tiny
     assert all(0 < row[name] < 20 for row in rows for name in ("loss", "loss_video", "loss_audio", "loss_contrast"))
     seen = json.loads((tmp_path / "run" / "pretrain_data.json").read_text())
     assert len(seen["ids"]) == 24
+
+
+def test_gradients_are_clipped_by_the_loop_alone():
+    """DeepSpeed's own default would clip them to a norm of 1, asked or not."""
+    code = """
+import torch
+from affekt.pretrain.engine import create_engine, start_processes
+start_processes()
+model = torch.nn.Linear(1, 1, bias=False)
+before = model.weight.item()
+engine = create_engine(model, torch.optim.SGD(model.parameters(), lr=0.01), 1, "fp32")
+engine.backward(engine(torch.full((1, 1), 100.0)).sum())
+engine.step()
+print("moved by", before - model.weight.item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert float(done.stdout.split("moved by")[-1]) == pytest.approx(0.01 * 100, rel=1e-4), done.stderr
 
 
 def test_sound_alone(tmp_path, config, tiny_shards):

@@ -203,7 +203,7 @@ def test_versions(tmp_path):
     rewrite_header(tmp_path, version="1.7", something_new=[1, 2])
     assert len(ShardIndex.open(tmp_path).samples) == 3
     rewrite_header(tmp_path, version="2.0", affekt="9.9")
-    with pytest.raises(DataError, match=r"version 2\.0, this affekt reads 1\.x.*install the affekt.*9\.9"):
+    with pytest.raises(DataError, match=r"version 2\.0, this affekt reads 1\.x.*use the affekt.*9\.9"):
         ShardIndex.open(tmp_path)
 
 

@@ -4,11 +4,7 @@ import csv
 import dataclasses
 import io
 import json
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +14,7 @@ import numpy as np
 
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.files import write_text
-from affekt.data.machine import available_cores
+from affekt.data.machine import available_cores, run_in_processes
 from affekt.data.synth.face import act
 from affekt.data.synth.film import write_clip
 from affekt.data.synth.head import FaceTraits, draw_face, set_scene
@@ -169,34 +165,17 @@ def _claim(folder: Path, recipe: Recipe, clips: int) -> None:
 
 
 def _make_all(folder: Path, recipe: Recipe, todo: list[int], workers: int) -> Iterator[int]:
-    make = partial(_make, folder, recipe)
-    workers = min(workers, len(todo))
-    if workers <= 1:
+    if min(workers, len(todo)) <= 1:
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)
         try:
-            yield from map(make, todo)
+            yield from map(partial(_make, folder, recipe), todo)
         finally:
             cv2.setNumThreads(threads)
         return
-    # Spawned, not forked: the caller may hold threads and a CUDA context.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,))
-    try:
-        # Ctrl-C reaches the whole process group. Workers inherit the blocked signal, so only the parent hears it and
-        # stops them in order.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            futures = [pool.submit(make, number) for number in todo]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool:
-        raise DataError(
-            f"{folder}: a worker was killed, perhaps for want of memory; repeat the command with fewer workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    jobs = [(folder, recipe, number) for number in todo]
+    for _, made in run_in_processes(_make, jobs, workers, partial(cv2.setNumThreads, 1)):
+        yield made
 
 
 def _make(folder: Path, recipe: Recipe, number: int) -> int:
