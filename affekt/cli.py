@@ -182,7 +182,7 @@ def pretrain(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a pre-training run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a pre-training run, or a published HiCMAE .pth file.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; an export that stands there is replaced.")],
     checkpoint: Annotated[str, typer.Option(help="latest, or the path of a checkpoint.")] = "latest",
     as_json: AsJson = False,

@@ -88,5 +88,6 @@ def cut_window(clip: PreparedClip, window, start: float) -> View:
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
-    """Load a folder written by `affekt export`. Raises CheckpointError with the reason when it is refused."""
+    """Load a folder written by `affekt export`, or a `.pth` file of the authors of HiCMAE. Raises CheckpointError with
+    the reason when it is refused."""
     return Model(load_encoder(folder), device)

@@ -32,6 +32,10 @@ class Augment(Settings):
     crop_scales: tuple[float, ...] = Field((1.0, 0.875, 0.75, 0.66), min_length=1, description="sides of the crop")
     flip: bool = Field(False, description="mirror half of the views; off in HiCMAE")
     gain: bool = Field(True, description="loudness times Beta(10, 10) + 0.5")
+    roll: bool = Field(
+        False,
+        description="turn the sound round by a random time; not with contrast; published: by 0",
+    )
 
     def crop(self, size: int, seed: int, epoch: int, clip: str) -> tuple[float, float, float, float]:
         """A box of whole pixels in a square picture, as x0, y0, x1, y1 in 0..1; mirrored when x0 > x1."""
@@ -46,12 +50,17 @@ class Augment(Settings):
             left, right = right, left
         return left, y / size, right, (y + height) / size
 
-    def louder(self, view: View, seed: int, epoch: int, clip: str) -> View:
-        """The view with its sound multiplied by the gain. The 10th of 19 sorted uniform numbers has Beta(10, 10)."""
-        if view.audio is None or not self.gain:
+    def sound(self, view: View, seed: int, epoch: int, clip: str) -> View:
+        """The view with its sound shifted and multiplied. The 10th of 19 sorted uniform numbers has Beta(10, 10)."""
+        audio = view.audio
+        if audio is None:
             return view
-        gain = np.float32(np.sort(uniform(19, seed, epoch, clip, "gain"))[9] + 0.5)
-        return view._replace(audio=view.audio * gain)
+        if self.roll:
+            shift = int(uniform(1, seed, epoch, clip, "roll")[0] * view.audio_valid)
+            audio = np.concatenate((np.roll(audio[: view.audio_valid], shift), audio[view.audio_valid :]))
+        if self.gain:
+            audio = audio * np.float32(np.sort(uniform(19, seed, epoch, clip, "gain"))[9] + 0.5)
+        return view._replace(audio=audio)
 
 
 class TrainLoader:
@@ -178,7 +187,7 @@ class _TrainBatches(Dataset):
     def _view(self, epoch: int, sample) -> Row:
         key = (self.plan.seed, epoch, sample.id)
         start = random_start(sample.duration, self.window, uniform(1, *key, "window")[0])
-        view = self.augment.louder(decode_window(self.index, sample, self.window, start, self.streams), *key)
+        view = self.augment.sound(decode_window(self.index, sample, self.window, start, self.streams), *key)
         crop = WHOLE_PICTURE if view.video is None else self.augment.crop(self.index.header["size"], *key)
         return Row(sample.id, view, crop, clip_key(*key))
 

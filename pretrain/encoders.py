@@ -5,18 +5,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from affekt.pretrain.layers import NORM_EPS, Block, CrossBlock
+from affekt.pretrain.layers import NORM_EPS, Block, CrossBlock, run
 from affekt.pretrain.masks import Mask
-from affekt.pretrain.patches import gather_tokens, sinusoid_positions
+from affekt.pretrain.patches import gather_tokens
 
 
 class ModalityEncoder(nn.Module):
     """A transformer over the visible patches of one modality; video and audio differ in the patch length alone."""
 
-    def __init__(self, patch_dim: int, num_tokens: int, dim: int, num_heads: int, depth: int, drop_path: float = 0.0):
+    grad_checkpointing = False
+
+    def __init__(self, patch_dim: int, pos_embed: Tensor, dim: int, num_heads: int, depth: int, drop_path: float = 0.0):
         super().__init__()
         self.patch_embed = nn.Linear(patch_dim, dim)
-        self.register_buffer("pos_embed", sinusoid_positions(num_tokens, dim), persistent=False)
+        self.register_buffer("pos_embed", pos_embed, persistent=False)  # (1, N, dim)
         rates = torch.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.ModuleList(Block(dim, num_heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
@@ -33,7 +35,7 @@ class ModalityEncoder(nn.Module):
         x = self.patch_embed(patches) + pos_embed.type_as(patches)
         outputs = []
         for block in self.blocks:
-            x = block(x, valid)
+            x = run(block, x, valid, checkpointed=self.grad_checkpointing)
             outputs.append(x)
         return outputs
 
@@ -41,10 +43,13 @@ class ModalityEncoder(nn.Module):
 class FusionEncoder(nn.Module):
     """Levels of cross-attention between the two streams; both blocks of a level read the level before (in parallel)."""
 
-    def __init__(self, dim: int, num_heads: int, depth: int):
+    grad_checkpointing = False
+
+    def __init__(self, dim: int, num_heads: int, depth: int, drop_path: float = 0.0):
         super().__init__()
-        self.blocks_video = nn.ModuleList(CrossBlock(dim, num_heads) for _ in range(depth))
-        self.blocks_audio = nn.ModuleList(CrossBlock(dim, num_heads) for _ in range(depth))
+        rates = torch.linspace(0, drop_path, depth).tolist()  # anew from 0, as in the published fine-tuning
+        self.blocks_video = nn.ModuleList(CrossBlock(dim, num_heads, rate) for rate in rates)
+        self.blocks_audio = nn.ModuleList(CrossBlock(dim, num_heads, rate) for rate in rates)
         self.norm_video = nn.LayerNorm(dim, eps=NORM_EPS)
         self.norm_audio = nn.LayerNorm(dim, eps=NORM_EPS)
 
@@ -57,10 +62,11 @@ class FusionEncoder(nn.Module):
         valid_audio: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(B, Kv, D), (B, Ka, D) -> the same shapes. A clip without one stream passes the other one on unmixed."""
+        saving = self.grad_checkpointing
         for block_video, block_audio in zip(self.blocks_video, self.blocks_audio, strict=True):
             video, audio = (
-                block_video(video, audio, present=has_audio, context_valid=valid_audio),
-                block_audio(audio, video, present=has_video, valid=valid_audio),
+                run(block_video, video, audio, present=has_audio, context_valid=valid_audio, checkpointed=saving),
+                run(block_audio, audio, video, present=has_video, valid=valid_audio, checkpointed=saving),
             )
         return self.norm_video(video), self.norm_audio(audio)
 
@@ -72,11 +78,13 @@ class Decoder(nn.Module):
     (HiCMAE section 3.2), so `depth` is the number of taps plus one.
     """
 
-    def __init__(self, encoder_dim: int, patch_dim: int, num_tokens: int, dim: int, num_heads: int, num_taps: int):
+    grad_checkpointing = False
+
+    def __init__(self, encoder_dim: int, patch_dim: int, pos_embed: Tensor, dim: int, num_heads: int, num_taps: int):
         super().__init__()
         self.decoder_embed = nn.Linear(encoder_dim, dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.register_buffer("pos_embed", sinusoid_positions(num_tokens, dim), persistent=False)
+        self.register_buffer("pos_embed", pos_embed, persistent=False)
         self.blocks = nn.ModuleList([Block(dim, num_heads), *(CrossBlock(dim, num_heads) for _ in range(num_taps))])
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(dim, patch_dim)
@@ -88,15 +96,19 @@ class Decoder(nn.Module):
         valid = None
         if mask.valid_keep is not None:  # padding that is visible is attended to no more than in the encoder
             valid = torch.cat((mask.valid_keep, torch.ones_like(mask.ids_mask, dtype=torch.bool)), dim=1)
-        x = self.blocks[0](x, valid)
+        x = run(self.blocks[0], x, valid, checkpointed=self.grad_checkpointing)
+        hidden = mask.ids_mask.shape[1]  # all that is predicted, so all that the last block has to finish
         for block, tap in zip(self.blocks[1:], reversed(taps), strict=True):
-            x = block(x, self.decoder_embed(tap) + pos_keep, valid=valid, context_valid=mask.valid_keep)
-        return self.decoder_pred(self.norm(x[:, mask.ids_keep.shape[1] :]))
+            queries = hidden if block is self.blocks[-1] else None
+            context = self.decoder_embed(tap) + pos_keep
+            options = {"valid": valid, "context_valid": mask.valid_keep, "queries": queries}
+            x = run(block, x, context, **options, checkpointed=self.grad_checkpointing)
+        return self.decoder_pred(self.norm(x[:, -hidden:]))
 
 
 def init_weights(module: nn.Module) -> None:
     """Xavier-uniform linears with zero bias, LayerNorm 1/0, mask tokens truncated normal of std 0.02. The patch
-    embedding keeps torch's default, as in the published code."""
+    embedding keeps torch's default, as in the published code. (Projection heads are our own addition.)"""
     for name, child in module.named_modules():
         if isinstance(child, nn.Linear) and not name.endswith("patch_embed"):
             nn.init.xavier_uniform_(child.weight)

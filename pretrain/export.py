@@ -24,7 +24,8 @@ from affekt.data.media.clip import PrepareSettings
 from affekt.data.transforms import Preprocess
 from affekt.pretrain.checkpoint import find_checkpoint, read_checkpoint
 from affekt.pretrain.encoder import Encoder
-from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
+from affekt.pretrain.published import PUBLISHED_STRIDE, Published, load_weights, read_published
 from affekt.pretrain.seen import read_seen, stamped
 from affekt.pretrain.settings import PretrainSettings
 
@@ -32,16 +33,21 @@ FORMAT, VERSION = "affekt-export", "1.0"
 
 
 def export(run: str | Path, out: str | Path, checkpoint: str = "latest") -> Path:
-    """Write the encoders of a run's checkpoint to the folder `out`, built under a temporary name and renamed.
+    """Write the encoders of a run's checkpoint to the folder `out`, built under a temporary name and renamed. `run` may
+    be a `.pth` file of the authors of HiCMAE.
 
-    Raises CheckpointError when the run has no complete checkpoint, `checkpoint` is the path of another run's, or `out`
-    exists and is not an export.
+    Raises CheckpointError when the run has no complete checkpoint, `checkpoint` is the path of another run's, a file is
+    refused, or `out` exists and is not an export.
     """
     run, out = Path(run), Path(out)
-    if not (run / "settings.yaml").is_file():
-        raise CheckpointError(f"{run}: not a run folder (no settings.yaml)")
     if out.exists() and not (out / "config.json").is_file():
         raise CheckpointError(f"{out}: exists and is not an export; choose another folder")
+    if run.is_file():
+        published = read_published(run)
+        save_encoder(published_encoder(published), out, {"run": run.name, "step": "published"}, published.seen)
+        return out
+    if not (run / "settings.yaml").is_file():
+        raise CheckpointError(f"{run}: not a run folder (no settings.yaml)")
     path = find_checkpoint(run / "checkpoints", checkpoint)
     if path.resolve().parent != (run / "checkpoints").resolve():
         raise CheckpointError(f"{path}: not a checkpoint of {run}, whose list of clips would go with it")
@@ -99,10 +105,37 @@ def _write_files(encoder: Encoder, folder: Path, origin: dict[str, Any], seen: d
     (folder / "README.md").write_text(model_card(encoder, origin, seen), encoding="utf-8")
 
 
+def published_encoder(published: Published) -> Encoder:
+    """The encoders of a file of the authors; its decoders or its classifier are left out."""
+    encoder = create_encoder(published.settings, PUBLISHED_STRIDE, published.prepare)
+    load_weights(encoder, published.weights, str(published.path))
+    return encoder
+
+
+def start_from(model: HiCMAE, source: str | Path) -> dict[str, Any]:
+    """Load `pretrained=` weights, an export folder or a file of the authors, into a model about to be pre-trained, and
+    return what they have seen. Decoders that `source` lacks stay as they are; all else has to fit."""
+    settings = model.settings
+    if Path(source).is_file():
+        keys = ("num_heads", "decoder_num_heads", "taps", "img_size", "num_frames", "mel_frames", "mel_bins")
+        published = read_published(source, **{key: getattr(settings, key) for key in keys})
+        load_weights(model, published.weights, str(source), may_lack=("decoder_",))
+        return published.seen
+    encoder = load_encoder(source)
+    if encoder.settings.num_heads != settings.num_heads:  # which no shape would tell
+        raise CheckpointError(
+            f"{source}: has {encoder.settings.num_heads} attention heads, the model {settings.num_heads}"
+        )
+    load_weights(model, encoder.state_dict(), str(source), may_lack=("decoder_",))
+    return read_seen(source)
+
+
 def load_encoder(folder: str | Path) -> Encoder:
-    """Read an export. Raises CheckpointError for a missing or damaged file, another format version, or weights whose
-    names or shapes are not exactly those of the configuration."""
+    """Read an export, or a `.pth` file of the authors of HiCMAE. Raises CheckpointError for a missing or damaged file,
+    another format version, or weights whose names or shapes are not exactly those of the configuration."""
     folder = Path(folder)
+    if folder.is_file():
+        return published_encoder(read_published(folder))
     config, preprocess = (_read_json(folder, name) for name in ("config.json", "preprocess.json"))
     check_version(config, FORMAT, VERSION, folder / "config.json", CheckpointError)
     try:

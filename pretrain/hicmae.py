@@ -1,16 +1,22 @@
 """HiCMAE (Sun et al., Information Fusion 2024): hierarchical contrastive masked autoencoder for video with sound."""
 
+from typing import Literal
+
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from affekt.data.batch import Batch, Streams
+from affekt.data.errors import SettingsError
 from affekt.data.settings import Settings
 from affekt.data.transforms import Inputs
 from affekt.pretrain.encoders import Decoder, FusionEncoder, ModalityEncoder, init_weights
+from affekt.pretrain.layers import Mlp
 from affekt.pretrain.masks import Mask, random_mask, tube_mask
 from affekt.pretrain.objectives import contrastive_loss, reconstruction_loss
 from affekt.pretrain.patches import (
+    factorised_positions,
+    flat_positions,
     gather_tokens,
     mean_of_tokens,
     patchify_audio,
@@ -43,8 +49,16 @@ class HiCMAESettings(Settings):
     mask_ratio_audio: float = Field(0.8, gt=0, lt=1)
     frame_difference: bool = True
     temperature: float = Field(0.07, gt=0)
-    contrast_weight: float = Field(0.0025, ge=0, description="lambda, on the sum over taps")
+    contrast_weight: float = Field(0.0025, ge=0, description="lambda, on the sum or mean over taps")
+    contrast_taps: Literal["sum", "mean"] = Field("sum", description="published: sum")
+    contrast_negatives: Literal["global", "local"] = Field(
+        "global", description="from all ranks, with gradient, or from the rank's own clips; published: local"
+    )
     contrast_center: bool = Field(False, description="take the batch mean off pooled features; published: no")
+    projector_dim: NonNegativeInt = Field(0, description="width of projection heads before the contrast; published: 0")
+    positions: Literal["flat", "factorised"] = Field(
+        "flat", description="one sinusoid over the flattened index, or one per axis of the grid; published: flat"
+    )
     drop_path: float = Field(0.0, ge=0, lt=1)
 
     @property
@@ -89,28 +103,38 @@ class HiCMAE(nn.Module):
     def __init__(self, settings: HiCMAESettings):
         super().__init__()
         self.settings = s = settings
-        video_tokens, audio_tokens = _product(s.grid_video), _product(s.grid_audio)
         video_patch, audio_patch = s.tubelet_size * s.patch_size**2 * 3, s.patch_size_audio**2
         encoder = (s.embed_dim, s.num_heads, s.depth, s.drop_path)
         decoder = (s.decoder_embed_dim, s.decoder_num_heads, len(s.taps))
+        positions = flat_positions if s.positions == "flat" else factorised_positions
         if s.streams != "audio":
-            self.encoder_video = ModalityEncoder(video_patch, video_tokens, *encoder)
-            self.decoder_video = Decoder(s.embed_dim, video_patch, video_tokens, *decoder)
+            self.encoder_video = ModalityEncoder(video_patch, positions(s.grid_video, s.embed_dim), *encoder)
+            table = positions(s.grid_video, s.decoder_embed_dim)
+            self.decoder_video = Decoder(s.embed_dim, video_patch, table, *decoder)
         if s.streams != "video":
-            self.encoder_audio = ModalityEncoder(audio_patch, audio_tokens, *encoder)
-            self.decoder_audio = Decoder(s.embed_dim, audio_patch, audio_tokens, *decoder)
+            self.encoder_audio = ModalityEncoder(audio_patch, positions(s.grid_audio, s.embed_dim), *encoder)
+            table = positions(s.grid_audio, s.decoder_embed_dim)
+            self.decoder_audio = Decoder(s.embed_dim, audio_patch, table, *decoder)
         if s.streams == "both":
-            self.encoder_fusion = FusionEncoder(s.embed_dim, s.num_heads, s.fusion_depth)
+            self.encoder_fusion = FusionEncoder(s.embed_dim, s.num_heads, s.fusion_depth, s.drop_path)
+            if s.projector_dim:
+                for stream in ("video", "audio"):
+                    heads = [Mlp(s.embed_dim, s.projector_dim, s.projector_dim) for _ in s.taps]
+                    setattr(self, f"projector_{stream}", nn.ModuleList(heads))
         init_weights(self)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep no activations inside of blocks and compute them again in the backward pass: less memory, more time."""
+        for child in self.children():
+            child.grad_checkpointing = enable
+
     def masks(self, batch: Batch) -> tuple[Mask, Mask]:
-        """The video and audio masks of a batch, drawn from each clip's key."""
+        """The video and audio masks of a batch on the host, drawn from each clip's key."""
         s = self.settings
         mask_video = tube_mask(batch.keys, s.grid_video, s.mask_ratio_video)
         valid = self.valid_audio_tokens(batch.audio_frames(s.mel_frames))
         mask_audio = random_mask(batch.keys, _product(s.grid_audio), s.mask_ratio_audio, valid)
-        device = batch.keys.device
-        return mask_video.to(device), mask_audio.to(device)
+        return mask_video, mask_audio
 
     def valid_audio_tokens(self, audio_frames: Tensor) -> Tensor:
         """(B,) real log-mel frames -> (B, N) bool, True where a token holds at least one real frame."""
@@ -135,20 +159,24 @@ class HiCMAE(nn.Module):
             losses["loss_audio"] = reconstruction_loss(predictions["audio"], target, weight)
         losses["loss"] = sum(losses.values())
         if s.streams == "both":
-            paired = inputs.has_video & inputs.has_audio
-            per_tap = [
-                contrastive_loss(
-                    video.mean(1),
-                    mean_of_tokens(audio, mask_audio.valid_keep),
-                    paired,
-                    s.temperature,
-                    s.contrast_center,
-                )
-                for video, audio in zip(taps["video"], taps["audio"], strict=True)
-            ]
-            losses["loss_contrast"] = torch.stack(per_tap).sum()
+            losses["loss_contrast"] = self.contrast(inputs, taps, mask_audio)
             losses["loss"] = losses["loss"] + s.contrast_weight * losses["loss_contrast"]
         return losses
+
+    def contrast(self, inputs: Inputs, taps: dict[str, list[Tensor]], mask_audio: Mask) -> Tensor:
+        """Hierarchical cross-modal contrast (HiCMAE section 3.3): one loss per tap on the means of its tokens."""
+        s = self.settings
+        videos = [tap.mean(1) for tap in taps["video"]]
+        audios = [mean_of_tokens(tap, mask_audio.valid_keep) for tap in taps["audio"]]
+        if s.projector_dim:
+            videos = [head(x) for head, x in zip(self.projector_video, videos, strict=True)]
+            audios = [head(x) for head, x in zip(self.projector_audio, audios, strict=True)]
+        paired, across_ranks = inputs.has_video & inputs.has_audio, s.contrast_negatives == "global"
+        per_tap = [
+            contrastive_loss(video, audio, paired, s.temperature, center=s.contrast_center, across_ranks=across_ranks)
+            for video, audio in zip(videos, audios, strict=True)
+        ]
+        return torch.stack(per_tap).sum() if s.contrast_taps == "sum" else torch.stack(per_tap).mean()
 
     def reconstruct(
         self, inputs: Inputs, mask_video: Mask, mask_audio: Mask
@@ -179,10 +207,22 @@ class HiCMAE(nn.Module):
         return predictions, taps, patches
 
     def patches_video(self, inputs: Inputs) -> Tensor:
-        return patchify_video(inputs.video, self.settings.tubelet_size, self.settings.patch_size)
+        """All patches (B, N, P) of the video. Raises SettingsError for a video of another shape."""
+        s = self.settings
+        _check_shape("video", inputs.video, (3, s.num_frames, s.img_size, s.img_size))
+        return patchify_video(inputs.video, s.tubelet_size, s.patch_size)
 
     def patches_audio(self, inputs: Inputs) -> Tensor:
-        return patchify_audio(inputs.audio, self.settings.patch_size_audio)
+        """All patches (B, N, P) of the log-mel. Raises SettingsError for one of another shape."""
+        s = self.settings
+        _check_shape("audio", inputs.audio, (1, s.mel_frames, s.mel_bins))
+        return patchify_audio(inputs.audio, s.patch_size_audio)
+
+
+def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(x.shape[1:]) != expected:
+        wanted = ", ".join(map(str, ("B", *expected)))
+        raise SettingsError(f"{name} is {tuple(x.shape)}, the model takes ({wanted})")
 
 
 def _product(grid: tuple[int, ...]) -> int:

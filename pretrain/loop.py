@@ -25,12 +25,20 @@ from affekt.pretrain.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from affekt.pretrain.engine import Stopwatch, agree, create_engine, resolve_precision, start_processes
+from affekt.pretrain.engine import (
+    Stopwatch,
+    agree,
+    choose_matmul_precision,
+    create_engine,
+    resolve_precision,
+    start_processes,
+)
+from affekt.pretrain.export import start_from
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import RunLog, say
 from affekt.pretrain.optim import create_optimizer, lr_at
 from affekt.pretrain.pictures import reconstruction_picture
-from affekt.pretrain.seen import SEEN_FILE, seen_data, stamped, with_seen_before
+from affekt.pretrain.seen import SEEN_FILE, merged, seen_data, stamped, with_seen_before
 from affekt.pretrain.settings import PretrainSettings, refuse_changes
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -54,6 +62,7 @@ def pretrain(
         torch.set_num_threads(settings.train.threads)
     s, train, run = settings.model, settings.train, Path(settings.out)
     precision = resolve_precision(train.precision, device)
+    choose_matmul_precision()
     torch.manual_seed(train.seed)
 
     index = ShardIndex.open(settings.data.shards)
@@ -62,6 +71,9 @@ def pretrain(
     if not total_steps:
         raise SettingsError(f"train.epochs {train.epochs} of {len(positions)} clips is less than one step")
     model = HiCMAE(s).to(device)
+    model.set_grad_checkpointing(train.activation_checkpointing)
+    if device.type == "cuda" if train.compile is None else train.compile:
+        model.compile(dynamic=False)  # shapes never change, but for the rare batch with a sound too short to mask
     preprocess = Preprocess(img_size=s.img_size, mel_bins=s.mel_bins, mel_frames=s.mel_frames)
     optimizer = create_optimizer(model, settings.optim)
 
@@ -89,6 +101,8 @@ def pretrain(
     seen = seen_data(index, positions)
     if checkpoint:
         seen = with_seen_before(seen, checkpoint)
+    elif settings.pretrained:
+        seen = merged(seen, start_from(model, settings.pretrained))
     agree(_digest(settings, index, start_step), "settings, data or start step")
 
     window = Window(num_frames=s.num_frames, frame_stride=settings.data.frame_stride, mel_frames=s.mel_frames)
@@ -117,9 +131,10 @@ def pretrain(
     batches, watch = iter(loader), Stopwatch()
     sums: dict[str, torch.Tensor] = {}  # of what is logged, since it was logged last; kept on the device
     for step in range(start_step, total_steps):
-        batch = watch.wait_for(batches).to(device)
+        batch = watch.wait_for(batches)
         accounting.add(batch)
-        inputs, masks = preprocess(batch), model.masks(batch)
+        masks = [mask.to(device) for mask in model.masks(batch)]  # from keys on the host, so that nothing has to wait
+        inputs = preprocess(batch.to(device))
         torch.manual_seed(_step_seed(train.seed, step, rank))  # drop path; nothing else draws from torch's generator
         losses = engine(inputs, *masks)
         engine.backward(losses["loss"])

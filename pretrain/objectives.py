@@ -4,7 +4,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -15,7 +14,7 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> T
     one process with the whole batch.
     """
     # Summed here and divided below: the backward pass of a mean over the patch would write it out once more.
-    per_token = F.mse_loss(prediction.float(), target.float(), reduction="none").sum(-1)
+    per_token = F.mse_loss(_full(prediction), _full(target), reduction="none").sum(-1)
     total = weight.sum() * target.shape[-1]
     if _world_size() > 1:
         dist.all_reduce(total)
@@ -23,23 +22,31 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> T
     return (per_token * weight).sum() / total.clamp(min=1e-6)
 
 
-def contrastive_loss(video: Tensor, audio: Tensor, paired: Tensor, temperature: float, center: bool = False) -> Tensor:
+def contrastive_loss(
+    video: Tensor,
+    audio: Tensor,
+    paired: Tensor,
+    temperature: float,
+    *,
+    center: bool = False,
+    across_ranks: bool = True,
+) -> Tensor:
     """Symmetric InfoNCE between the pooled streams of the global batch (HiCMAE equations 9-11).
 
     `video`, `audio` (B, D) pooled features of this rank; `paired` (B,) bool, False where a stream is missing: such
     clips are neither anchors nor negatives. Features of other ranks are gathered with their gradient, so the average
-    over ranks equals the loss of one process. (The published code takes negatives from the local batch only.)
+    over ranks equals the loss of one process. With `across_ranks` False negatives are this rank's own clips, as in the
+    published code, and the loss depends on how many ranks share the batch.
 
     `center` takes the mean over the batch off each stream first. At the start pooled features differ by little more
     than rounding around a common direction, and without it short runs spend themselves on finding the difference.
     """
-    video, audio, start = video.float(), audio.float(), 0
+    video, audio, start = _full(video), _full(audio), 0
     all_video, all_audio, all_paired = video, audio, paired
-    if _world_size() > 1:
-        all_video, all_audio = (torch.cat(all_gather(x)) for x in (video, audio))
-        gathered = [torch.empty_like(paired) for _ in range(_world_size())]
-        dist.all_gather(gathered, paired)
-        all_paired, start = torch.cat(gathered), _rank() * len(video)
+    ranks = _world_size() if across_ranks else 1
+    if ranks > 1:
+        all_video, all_audio = all_gather(video), all_gather(audio)
+        all_paired, start = all_gather(paired.to(video)) > 0, _rank() * len(video)
     if center:
         weight = all_paired[:, None] / all_paired.sum().clamp(min=1)
         mean_video, mean_audio = ((x * weight).sum(0) for x in (all_video, all_audio))
@@ -54,7 +61,31 @@ def contrastive_loss(video: Tensor, audio: Tensor, paired: Tensor, temperature: 
         for rows, columns in ((video, all_audio), (audio, all_video))
     )
     count = all_paired.sum().clamp(min=1)
-    return 0.5 * (loss * paired).sum() * _world_size() / count
+    return 0.5 * (loss * paired).sum() * ranks / count
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)  # every rank's loss depends on our rows
+        return gradient.chunk(_world_size())[_rank()]
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """(B, ...) of every rank -> (global B, ...), with the gradient of all ranks' losses."""
+    return _AllGather.apply(x)
+
+
+def _full(x: Tensor) -> Tensor:
+    """Losses are computed in float32 at least."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _world_size() -> int:

@@ -22,6 +22,7 @@ class OptimSettings(Settings):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     clip_grad: float = Field(0.0, ge=0, description="maximal gradient norm; 0 clips nothing")
+    decay_mask_token_audio: bool = Field(False, description="published: true, by a slip in a list of names")
 
     def scaled(self, lr: float, global_batch: int) -> float:
         return lr * global_batch / 256
@@ -38,10 +39,12 @@ def lr_at(step: int, total_steps: int, settings: OptimSettings, global_batch: in
 
 
 def create_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
-    """Fused AdamW. Biases, norms and both mask tokens are free of weight decay (the published code decays the audio
-    mask token, by a slip in its list of names)."""
+    """Fused AdamW. Biases, norms and mask tokens are free of weight decay, but where a setting says otherwise."""
     decay, free = [], []
     for name, parameter in model.named_parameters():
-        (free if parameter.ndim == 1 or name.endswith("mask_token") else decay).append(parameter)
+        spared = parameter.ndim == 1 or name.endswith("mask_token")
+        if settings.decay_mask_token_audio and name == "decoder_audio.mask_token":
+            spared = False
+        (free if spared else decay).append(parameter)
     groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)

@@ -79,13 +79,31 @@ def standardise_audio(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (x - mean) / std, mean, std
 
 
-def sinusoid_positions(length: int, dim: int) -> Tensor:
-    """Fixed 1-D sinusoids over the flattened token index, (1, length, dim): sin on even, cos on odd channels."""
+def flat_positions(grid: tuple[int, ...], dim: int) -> Tensor:
+    """Fixed sinusoids over the flattened index of the tokens, (1, N, dim), as in the published code: neighbours in a
+    column of the picture are as far apart as the grid is wide."""
+    return sinusoids(math.prod(grid), dim)[None]
+
+
+def factorised_positions(grid: tuple[int, ...], dim: int) -> Tensor:
+    """Fixed sinusoids of each axis of the grid on channels of its own, (1, N, dim), as in MAE (2-D)."""
+    widths = [dim // len(grid) // 2 * 2] * len(grid)
+    widths[0] += dim - sum(widths)  # what does not divide goes to the time axis
+    axes = []
+    for axis, (length, width) in enumerate(zip(grid, widths, strict=True)):
+        shape = [1] * len(grid) + [width]
+        shape[axis] = length
+        axes.append(sinusoids(length, width).view(shape).expand(*grid, width))
+    return torch.cat(axes, -1).flatten(0, -2)[None]
+
+
+def sinusoids(length: int, dim: int) -> Tensor:
+    """(length, dim): sin on even, cos on odd channels, wavelengths from 2 pi to 10000 times that."""
     channel = torch.arange(dim, dtype=torch.float64)
     angle = torch.arange(length, dtype=torch.float64)[:, None] / 10000 ** (2 * (channel // 2) / dim)
     angle[:, 0::2] = angle[:, 0::2].sin()
     angle[:, 1::2] = angle[:, 1::2].cos()
-    return angle.float()[None]
+    return angle.float()
 
 
 def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:

@@ -42,6 +42,11 @@ def with_seen_before(seen: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{error}; nobody could tell what the weights have seen: copy it beside the checkpoints, or begin a new run"
         ) from error
+    return merged(seen, before)
+
+
+def merged(seen: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """`seen` with the clips of `before` on its lists."""
     return seen | {key: sorted({*before[key], *seen[key]}) for key in LISTS}
 
 

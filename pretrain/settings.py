@@ -34,6 +34,8 @@ class TrainSettings(Settings):
     global_batch: int = Field(160, ge=1, description="clips per step over all ranks")
     precision: Precision = "auto"
     seed: int = 0
+    activation_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
+    compile: bool | None = Field(None, description="torch.compile of the model; null: on a GPU")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; null leaves torch's choice")
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(500, ge=1)
@@ -51,6 +53,7 @@ class PretrainSettings(Settings):
     """Everything that `affekt pretrain CONFIG` reads. `model.name` names a size; other keys replace its values."""
 
     out: str = Field(description="the run folder")
+    pretrained: str | None = Field(None, description="weights to start from: an export folder or a HiCMAE .pth file")
     model: HiCMAESettings
     data: DataSettings
     optim: OptimSettings = OptimSettings()
@@ -69,7 +72,7 @@ class PretrainSettings(Settings):
     def changes_from(self, old: "PretrainSettings") -> dict[str, tuple[Any, Any]]:
         """`{key: (old, new)}` of every setting that decides the result; folders, logging and workers do not."""
         free = ("out", "data.shards", "data.workers", "train.log_every", "train.picture_every", "train.threads")
-        free += ("train.checkpoint_every", "train.keep_last")
+        free += ("train.checkpoint_every", "train.keep_last", "train.activation_checkpointing", "train.compile")
         before, after = _flat(old.model_dump(mode="json")), _flat(self.model_dump(mode="json"))
         return {
             key: (before.get(key), after.get(key))

@@ -150,6 +150,9 @@ def test_decay_spares_biases_norms_and_mask_tokens():
     assert {names[id(p)].rsplit(".", 1)[1] for p in decayed["params"]} == {"weight"}
     assert {"decoder_video.mask_token", "decoder_audio.mask_token"} <= {names[id(p)] for p in free["params"]}
     assert len(decayed["params"]) + len(free["params"]) == len(names)
+    published, _ = create_optimizer(model, OptimSettings(decay_mask_token_audio=True)).param_groups
+    more = {names[id(p)] for p in published["params"]} - {names[id(p)] for p in decayed["params"]}
+    assert more == {"decoder_audio.mask_token"}
 
 
 def test_the_learning_rate_warms_up_and_falls_to_its_floor():

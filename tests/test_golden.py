@@ -8,39 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from affekt.data.transforms import Inputs
+from affekt.finetune.classifier import published_classifier
+from affekt.pretrain.export import create_encoder
 from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
 from affekt.pretrain.masks import Mask
 from affekt.pretrain.patches import gather_tokens, patchify_audio, patchify_video, standardise_audio, video_target
+from affekt.pretrain.published import Published, our_name, our_tensor
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not here")
-
-
-def our_name(name: str) -> str:
-    """A published tensor name -> ours (spec: the audio stream is suffixed, the video stream has no suffix)."""
-    for theirs, ours in (
-        ("mask_token_audio", "decoder_audio.mask_token"),
-        ("mask_token", "decoder_video.mask_token"),
-        ("encoder_to_decoder_audio.", "decoder_audio.decoder_embed."),
-        ("encoder_to_decoder.", "decoder_video.decoder_embed."),
-        ("encoder_fusion.blocks_audio.", "encoder_fusion.blocks_audio."),
-        ("encoder_fusion.norm_audio.", "encoder_fusion.norm_audio."),
-        ("encoder_fusion.blocks.", "encoder_fusion.blocks_video."),
-        ("encoder_fusion.norm.", "encoder_fusion.norm_video."),
-        ("encoder.", "encoder_video."),
-        ("decoder.", "decoder_video."),
-    ):
-        if name.startswith(theirs):
-            name = ours + name[len(theirs) :]
-            break
-    return name.replace("patch_embed.proj.", "patch_embed.").replace(".head.", ".decoder_pred.")
-
-
-def our_tensor(name: str, value: torch.Tensor) -> torch.Tensor:
-    """Convolution kernels become linear maps of our patch vectors: (frame, y, x, channel) and (frame, mel)."""
-    if value.ndim == 5:
-        return value.permute(0, 2, 3, 4, 1).flatten(1)
-    return value.flatten(1) if value.ndim == 4 else value
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +41,7 @@ def golden():
         )
     )
     weights = {
-        our_name(k.removeprefix("pretrain/")): our_tensor(k, v) for k, v in tensors.items() if k.startswith("pretrain/")
+        our_name(k.removeprefix("pretrain/")): our_tensor(v) for k, v in tensors.items() if k.startswith("pretrain/")
     }
     model.load_state_dict(weights, strict=True)
     return model, tensors, config["losses"]
@@ -88,10 +64,13 @@ def test_golden_outputs_and_losses(golden):
     model, tensors, losses = golden
     inputs, mask_video, mask_audio = inputs_of(tensors)
     with torch.no_grad():
-        predictions, *_ = model.reconstruct(inputs, mask_video, mask_audio)
+        predictions, taps, _ = model.reconstruct(inputs, mask_video, mask_audio)
         parts = model(inputs, mask_video, mask_audio)
     assert error(predictions["video"], tensors["out/pred_video"]) < 2e-6
     assert error(predictions["audio"], tensors["out/pred_audio"]) < 2e-6
+    for number, (video, audio) in enumerate(zip(taps["video"], taps["audio"], strict=True)):
+        video, audio = (torch.nn.functional.normalize(tap.mean(1), dim=-1) for tap in (video, audio))
+        assert error(video @ audio.T / 0.07, tensors[f"out/logits_per_video.{number}"]) < 2e-6
     assert parts["loss_video"].item() == pytest.approx(losses["video_frame_diff"], rel=2e-6)
     assert parts["loss_audio"].item() == pytest.approx(losses["audio"], rel=2e-6)
     assert parts["loss_contrast"].item() == pytest.approx(sum(losses["contrastive_per_tap"]), rel=5e-6)
@@ -116,4 +95,18 @@ def test_golden_gradients(golden):
     assert len(stored) == 5
     for name, value in stored.items():
         gradient = model.get_parameter(our_name(name.removeprefix("grad/"))).grad
-        assert error(gradient, our_tensor(name, value)) < 2e-6, name
+        assert error(gradient, our_tensor(value)) < 2e-6, name
+
+
+def test_golden_finetuning_logits(golden):
+    """The authors' fine-tuning model: hierarchical feature fusion, one head over both streams."""
+    model, tensors, _ = golden
+    inputs, *_ = inputs_of(tensors)
+    told = {k.removeprefix("finetune/"): v for k, v in tensors.items() if k.startswith("finetune/")}
+    assert len(told) == 6
+    encoder = create_encoder(model.settings, 4, {})
+    encoder.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("decoder_")})
+    published = Published(GOLDEN, model.settings, {}, {our_name(name): value for name, value in told.items()})
+    with torch.no_grad():
+        logits = published_classifier(published, encoder)(inputs)
+    assert error(logits, tensors["out/finetune_logits"]) < 2e-6

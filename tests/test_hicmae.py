@@ -8,9 +8,17 @@ import torch.nn.functional as F
 
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs
+from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.layers import attend
 from affekt.pretrain.masks import random_mask, tube_mask
 from affekt.pretrain.objectives import contrastive_loss, reconstruction_loss
-from affekt.pretrain.patches import patchify_audio, patchify_video, unpatchify_audio, unpatchify_video
+from affekt.pretrain.patches import (
+    factorised_positions,
+    patchify_audio,
+    patchify_video,
+    unpatchify_audio,
+    unpatchify_video,
+)
 from affekt.pretrain.registry import create_model, list_models, model_settings
 
 SMALL = {"embed_dim": 48, "depth": 2, "taps": (1, 2), "decoder_embed_dim": 32, "img_size": 32, "mel_frames": 64}
@@ -128,7 +136,7 @@ def test_contrastive_loss_against_a_loop():
     slow = torch.tensor(0.0, dtype=torch.float64)
     for i in range(3):
         slow += -(logits[i, i] - logits[i].logsumexp(0)) / 6 - (logits[i, i] - logits[:, i].logsumexp(0)) / 6
-    torch.testing.assert_close(contrastive_loss(video, audio, paired, 0.07), slow.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(contrastive_loss(video, audio, paired, 0.07), slow, rtol=1e-12, atol=1e-12)
     assert contrastive_loss(video, audio, torch.zeros(4, dtype=torch.bool), 0.07) == 0
 
 
@@ -159,3 +167,81 @@ def test_a_sound_shorter_than_the_visible_share_brings_no_padding_along(model):
         torch.testing.assert_close(again[name], value, msg=name)
     full = replace(mask_audio, valid_keep=None)
     assert (model(replace(inputs, audio=audio), mask_video, full)["loss"] - first["loss"]).abs() > 1e-3
+
+
+def test_every_parameter_gets_a_gradient():
+    torch.manual_seed(0)
+    model = create_model("hicmae_nano", projector_dim=24, **SMALL)
+    model(*make_inputs(model))["loss"].backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_the_last_block_finishes_hidden_tokens_alone(model):
+    """As if it had computed all of them."""
+    inputs, mask_video, mask_audio = make_inputs(model)
+    predictions, taps, _ = model.reconstruct(inputs, mask_video, mask_audio)
+    decoder, ids_keep, ids_mask = model.decoder_audio, mask_audio.ids_keep, mask_audio.ids_mask
+    video = model.encoder_video.norm(model.encoder_video(model.patches_video(inputs), mask_video.ids_keep)[-1])
+    audio = model.encoder_audio.norm(model.encoder_audio(model.patches_audio(inputs), ids_keep)[-1])
+    _, fused = model.encoder_fusion(video, audio, inputs.has_video, inputs.has_audio)
+    positions = decoder.pos_embed[0]
+    x = torch.cat((decoder.decoder_embed(fused) + positions[ids_keep], decoder.mask_token + positions[ids_mask]), 1)
+    x = decoder.blocks[0](x)
+    for block, tap in zip(decoder.blocks[1:], reversed(taps["audio"])):
+        x = block(x, decoder.decoder_embed(tap) + positions[ids_keep])
+    slow = decoder.decoder_pred(decoder.norm(x))[:, ids_keep.shape[1] :]
+    torch.testing.assert_close(predictions["audio"], slow)
+
+
+def test_checkpointing_changes_no_gradient():
+    torch.manual_seed(0)
+    model = create_model("hicmae_nano", drop_path=0.3, **SMALL).train()
+    gradients = []
+    for saving in (False, True):
+        model.set_grad_checkpointing(saving)
+        model.zero_grad()
+        torch.manual_seed(1)
+        model(*make_inputs(model))["loss"].backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_bf16_attention_on_a_cpu_is_attention(model):
+    q, k, v = (torch.randn(2, 30, 48) for _ in range(3))
+    valid = torch.rand(2, 30) > 0.3
+    exact = attend(q, k, v, 3, valid)
+    rounded = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), 3, valid)
+    assert rounded.dtype == torch.bfloat16 and (rounded.float() - exact).abs().max() < 0.03
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(*make_inputs(model))
+    assert all(value.dtype == torch.float32 for value in losses.values())
+    assert losses["loss"].item() == pytest.approx(model(*make_inputs(model))["loss"].item(), rel=0.02)
+
+
+def test_factorised_positions_tell_axes_apart():
+    table = factorised_positions((4, 3, 5), 50)[0]
+    assert table.shape == (60, 50)
+    grid = table.unflatten(0, (4, 3, 5))
+    assert torch.equal(grid[1, :, :, :18], grid[1, :1, :1, :18].expand(3, 5, 18))  # time alone
+    assert torch.equal(grid[:, 2, :, 18:34], grid[:1, 2, :1, 18:34].expand(4, 5, 16))  # row alone
+    assert torch.equal(grid[:, :, 4, 34:], grid[:1, :1, 4, 34:].expand(4, 3, 16))  # column alone
+    assert len(torch.unique(table, dim=0)) == 60
+    model = create_model("hicmae_nano", positions="factorised", **SMALL)
+    assert not torch.equal(model.encoder_video.pos_embed, create_model("hicmae_nano", **SMALL).encoder_video.pos_embed)
+
+
+def test_mean_over_taps_is_a_share_of_their_sum(model):
+    inputs = make_inputs(model)
+    summed = model(*inputs)["loss_contrast"]
+    mean = HiCMAE(model.settings.model_copy(update={"contrast_taps": "mean"}))
+    mean.load_state_dict(model.state_dict())
+    torch.testing.assert_close(mean(*inputs)["loss_contrast"], summed / 2)
+
+
+def test_inputs_of_another_shape_are_told(model):
+    inputs, mask_video, mask_audio = make_inputs(model)
+    with pytest.raises(SettingsError, match=r"video is \(3, 3, 8, 32, 16\), the model takes \(B, 3, 8, 32, 32\)"):
+        model(replace(inputs, video=inputs.video[..., :16]), mask_video, mask_audio)
+    with pytest.raises(SettingsError, match=r"audio is \(3, 1, 48, 128\), the model takes \(B, 1, 64, 128\)"):
+        model(replace(inputs, audio=inputs.audio[:, :, :48]), mask_video, mask_audio)

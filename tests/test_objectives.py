@@ -1,0 +1,107 @@
+"""The losses over two real gloo ranks equal those of one process, and wrong ways to gather are caught."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from affekt.pretrain.objectives import contrastive_loss, reconstruction_loss
+
+# One rank: its half of a global batch, the two losses, and the gradients of its features averaged as DDP would do.
+RANK = """
+import sys, json, torch, torch.distributed as dist
+from affekt.pretrain import objectives
+rank, port, gather, across = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4] == "global"
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+right = objectives.all_gather
+if gather == "no gradient":
+    own = lambda x: [x if i == rank else y for i, y in enumerate(right(x).detach().chunk(2))]
+    objectives.all_gather = lambda x: torch.cat(own(x))
+elif gather == "scaled":
+    objectives.all_gather = lambda x: 2 * right(x) - right(x).detach()
+generator = torch.Generator().manual_seed(int(sys.argv[5]))
+video, audio, target = (torch.randn(8, 6, 5, dtype=torch.float64, generator=generator) for _ in range(3))
+paired = torch.tensor([True, True, False, True, True, True, False, True])
+weight = (torch.rand(8, 6, generator=generator) > 0.4).double()
+scale = torch.ones((), dtype=torch.float64, requires_grad=True)  # a parameter that every rank shares
+mine = slice(4 * rank, 4 * rank + 4)
+v, a = ((x * torch.sin(scale * (i + 1)) + x.square() * scale).mean(1)[mine] for i, x in enumerate((video, audio)))
+contrast = objectives.contrastive_loss(v, a, paired[mine], 0.07, across_ranks=across)
+rebuilt = objectives.reconstruction_loss(video[mine] * scale, target[mine], weight[mine])
+result = []
+for loss in (contrast, rebuilt):
+    (gradient,) = torch.autograd.grad(loss, scale, retain_graph=True)
+    both = torch.stack((loss.detach(), gradient))
+    dist.all_reduce(both)
+    result += (both / 2).tolist()
+print(json.dumps(result), flush=True)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def two_ranks(seed: int, gather: str = "right", negatives: str = "global") -> list[float]:
+    """[contrast, its gradient, reconstruction, its gradient], averaged over two processes."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-c", RANK]
+    arguments = [str(port), gather, negatives, str(seed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen([*command, str(rank), *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+        for rank in range(2)
+    ]
+    answers = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert not any(rank.returncode for rank in ranks)
+    first, second = (json.loads(answer.splitlines()[-1]) for answer in answers)
+    assert first == second
+    return first
+
+
+def one_process(seed: int, clips: tuple[slice, ...] = (slice(0, 8),)) -> list[float]:
+    """The same from one process; with several slices the mean of the contrast over them."""
+    generator = torch.Generator().manual_seed(seed)
+    video, audio, target = (torch.randn(8, 6, 5, dtype=torch.float64, generator=generator) for _ in range(3))
+    paired = torch.tensor([True, True, False, True, True, True, False, True])
+    weight = (torch.rand(8, 6, generator=generator) > 0.4).double()
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    v, a = ((x * torch.sin(scale * (i + 1)) + x.square() * scale).mean(1) for i, x in enumerate((video, audio)))
+    contrast = sum(contrastive_loss(v[part], a[part], paired[part], 0.07) for part in clips) / len(clips)
+    rebuilt = reconstruction_loss(video * scale, target, weight)
+    result = []
+    for loss in (contrast, rebuilt):
+        result += [loss.item(), torch.autograd.grad(loss, scale, retain_graph=True)[0].item()]
+    return result
+
+
+@pytest.fixture(scope="module")
+def seed() -> int:
+    seed = torch.seed() % 2**31
+    print(f"seed {seed}")
+    return seed
+
+
+def test_two_ranks_equal_one_process(seed):
+    print(f"seed {seed}")
+    assert two_ranks(seed) == pytest.approx(one_process(seed), rel=1e-6)
+
+
+def test_local_negatives_are_the_mean_of_two_batches(seed):
+    print(f"seed {seed}")
+    halves = (slice(0, 4), slice(4, 8))
+    found = two_ranks(seed, negatives="local")
+    assert found == pytest.approx(one_process(seed, halves), rel=1e-6)
+    assert found[0] != pytest.approx(one_process(seed)[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("gather", ["no gradient", "scaled"])
+def test_a_wrong_gather_is_caught(seed, gather):
+    print(f"seed {seed}")
+    found, expected = two_ranks(seed, gather), one_process(seed)
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)  # the value alone would not tell
+    assert found[1] != pytest.approx(expected[1], rel=1e-6)
