@@ -169,7 +169,7 @@ def pretrain(
 
     settings = PretrainSettings.read(path, overrides or [])
     if print_config:
-        print(settings.to_yaml(), end="")
+        print(settings.explained(), end="")
         return
     from affekt.pretrain.loop import pretrain as train
 
@@ -205,7 +205,7 @@ def probe(
 
     settings = ProbeSettings.read(path, overrides or [])
     if print_config:
-        print(settings.to_yaml(), end="")
+        print(settings.explained(), end="")
         return
     with progress("features", "windows", quiet=as_json) as report:
         results = measure(settings, report)

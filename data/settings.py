@@ -48,6 +48,19 @@ class Settings(BaseModel):
         """All resolved values; reading them back gives an equal object."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
+    def explained(self, indent: str = "") -> str:
+        """As `to_yaml`, one setting a line, with the description of each as a comment."""
+        lines, values = [], self.model_dump(mode="json")
+        for name, about in type(self).model_fields.items():
+            note = f"   # {about.description}" if about.description else ""
+            inner = getattr(self, name)
+            if isinstance(inner, Settings):
+                lines.append(f"{indent}{name}:{note}\n{inner.explained(indent + '  ')}")
+            else:
+                line = yaml.safe_dump({name: values[name]}, allow_unicode=True, default_flow_style=True, width=10**6)
+                lines.append(f"{indent}{line.strip()[1:-1]}{note}\n")
+        return "".join(lines)
+
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds one mapping. Raises SettingsError with file and line where it does not parse."""

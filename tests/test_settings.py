@@ -1,8 +1,13 @@
+import re
+
 import pytest
+import yaml
 from pydantic import Field, ValidationError
 
 from affekt.data.errors import SettingsError
 from affekt.data.settings import Settings, apply_overrides, read_yaml
+from affekt.demo import experiment
+from affekt.pretrain.settings import PretrainSettings
 
 
 class Optimiser(Settings):
@@ -35,6 +40,7 @@ def test_a_file_is_read_into_frozen_values(tmp_path):
 def test_resolved_values_read_back_equal(tmp_path):
     run = Run(name="täst", fine=Optimiser(warmup_steps=3), crop_scales=(0.5,))
     assert Run.read(written(tmp_path, run.to_yaml())) == run
+    assert Run.read(written(tmp_path, run.explained())) == run
 
 
 @pytest.mark.parametrize(
@@ -130,3 +136,10 @@ def test_saved_values_may_hold_keys_that_are_not_known_here_and_lack_new_ones():
     assert saved["later"] == 1  # the caller's values stay
     with pytest.raises(SettingsError, match=r"state\.json: optimiser\.learning_rate"):
         Run.parse_saved({"name": "a", "later": 1, "optimiser": {"learning_rate": -1}}, "state.json")
+
+
+def test_every_shipped_experiment_is_explained_line_by_line():
+    settings = PretrainSettings.read(experiment("hicmae_base"))
+    text = settings.explained()
+    assert yaml.safe_load(text) == settings.model_dump(mode="json")
+    assert re.search(r"^  contrast_negatives: local   # .*published: local$", text, re.M)
