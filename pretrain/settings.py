@@ -20,7 +20,9 @@ class DataSettings(Settings):
     shards: str = Field(description="folder written by `affekt prepare`")
     include: dict[str, list[str]] = Field({}, description="metadata field -> allowed values, e.g. {split: [train]}")
     held_out: dict[str, list[str]] = Field({}, description="clips that must not be seen: by id, source file and group")
-    group: str | None = Field("speaker", description="no group of a held-out clip may be seen; null checks the clips alone")
+    group: str | None = Field(
+        "speaker", description="no group of a held-out clip may be seen; null checks the clips alone"
+    )
     frame_stride: int = Field(4, ge=1, description="video frames between two sampled ones, at 25 fps")
     augment: Augment = Augment()
     workers: int = Field(2, ge=0)
