@@ -145,18 +145,16 @@ class HiCMAE(nn.Module):
     def forward(self, inputs: Inputs, mask_video: Mask, mask_audio: Mask) -> dict[str, Tensor]:
         """`{"loss", "loss_video", "loss_audio", "loss_contrast"}`, scalars, those that the streams allow."""
         s = self.settings
-        predictions, taps, patches = self.reconstruct(inputs, mask_video, mask_audio)
+        targets = self.targets(inputs, mask_video, mask_audio)  # first: its copies are gone when activations pile up
+        predictions, taps = self.reconstruct(inputs, mask_video, mask_audio)
         losses = {}
         if "video" in predictions:
-            hidden = gather_tokens(patches["video"], mask_video.ids_mask)
-            target = video_target(hidden, s.tubelet_size, s.frame_difference)
-            weight = inputs.has_video[:, None].float().expand(-1, target.shape[1])
-            losses["loss_video"] = reconstruction_loss(predictions["video"], target, weight)
+            weight = inputs.has_video[:, None].float().expand(-1, targets["video"].shape[1])
+            losses["loss_video"] = reconstruction_loss(predictions["video"], targets["video"], weight)
         if "audio" in predictions:
-            target, _, _ = standardise_audio(gather_tokens(patches["audio"], mask_audio.ids_mask))
             real = self.valid_audio_tokens(inputs.audio_frames).gather(1, mask_audio.ids_mask)
             weight = (real & inputs.has_audio[:, None]).float()
-            losses["loss_audio"] = reconstruction_loss(predictions["audio"], target, weight)
+            losses["loss_audio"] = reconstruction_loss(predictions["audio"], targets["audio"], weight)
         losses["loss"] = sum(losses.values())
         if s.streams == "both":
             losses["loss_contrast"] = self.contrast(inputs, taps, mask_audio)
@@ -178,21 +176,29 @@ class HiCMAE(nn.Module):
         ]
         return torch.stack(per_tap).sum() if s.contrast_taps == "sum" else torch.stack(per_tap).mean()
 
+    def targets(self, inputs: Inputs, mask_video: Mask, mask_audio: Mask) -> dict[str, Tensor]:
+        """What the decoders are to predict, (B, M, P) by stream, for hidden patches alone."""
+        s, targets = self.settings, {}
+        if s.streams != "audio":
+            hidden = gather_tokens(self.patches_video(inputs), mask_video.ids_mask)
+            targets["video"] = video_target(hidden, s.tubelet_size, s.frame_difference)
+        if s.streams != "video":
+            targets["audio"], _, _ = standardise_audio(gather_tokens(self.patches_audio(inputs), mask_audio.ids_mask))
+        return targets
+
     def reconstruct(
         self, inputs: Inputs, mask_video: Mask, mask_audio: Mask
-    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]], dict[str, Tensor]]:
-        """Embed, hide, encode, fuse, decode: predictions (B, M, P) of the hidden patches, the normed taps (B, K, D) and
-        all patches (B, N, P), each by stream."""
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+        """Embed, hide, encode, fuse, decode: predictions (B, M, P) of the hidden patches and the normed taps (B, K, D),
+        each by stream."""
         s = self.settings
-        patches, taps, fused = {}, {}, {}
+        taps, fused = {}, {}
         if s.streams != "audio":
-            patches["video"] = self.patches_video(inputs)
-            layers = self.encoder_video(patches["video"], mask_video.ids_keep)
+            layers = self.encoder_video(self.patches_video(inputs), mask_video.ids_keep)
             taps["video"] = [self.encoder_video.norm(layers[tap - 1]) for tap in s.taps]
             fused["video"] = self.encoder_video.norm(layers[-1])
         if s.streams != "video":
-            patches["audio"] = self.patches_audio(inputs)
-            layers = self.encoder_audio(patches["audio"], mask_audio.ids_keep, mask_audio.valid_keep)
+            layers = self.encoder_audio(self.patches_audio(inputs), mask_audio.ids_keep, mask_audio.valid_keep)
             taps["audio"] = [self.encoder_audio.norm(layers[tap - 1]) for tap in s.taps]
             fused["audio"] = self.encoder_audio.norm(layers[-1])
         if s.streams == "both":
@@ -204,7 +210,7 @@ class HiCMAE(nn.Module):
             predictions["video"] = self.decoder_video(fused["video"], taps["video"], mask_video)
         if s.streams != "video":
             predictions["audio"] = self.decoder_audio(fused["audio"], taps["audio"], mask_audio)
-        return predictions, taps, patches
+        return predictions, taps
 
     def patches_video(self, inputs: Inputs) -> Tensor:
         """All patches (B, N, P) of the video. Raises SettingsError for a video of another shape."""

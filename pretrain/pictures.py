@@ -36,7 +36,7 @@ def reconstruction_picture(
     """
     was_training = model.training
     model.eval()
-    predictions, *_ = model.reconstruct(inputs, mask_video, mask_audio)
+    predictions, _ = model.reconstruct(inputs, mask_video, mask_audio)
     model.train(was_training)
     rows: list[tuple[str, np.ndarray, str | None]] = []  # title, image, colour map
     for clip in range(min(clips, len(mask_video.ids_keep))):

@@ -45,7 +45,7 @@ def compute() -> dict[str, list[float]]:
     masks = tube_mask(keys, settings.grid_video, 0.7), random_mask(keys, 32, 0.7)
     model = HiCMAE(settings)
     fill(model)
-    predictions, taps, _ = model.reconstruct(inputs, *masks)
+    predictions, taps = model.reconstruct(inputs, *masks)
     losses = model(inputs, *masks)
     losses["loss"].backward()
     gradients = [p.grad.norm() for _, p in sorted(model.named_parameters()) if p.ndim > 1]

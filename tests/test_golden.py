@@ -64,7 +64,7 @@ def test_golden_outputs_and_losses(golden):
     model, tensors, losses = golden
     inputs, mask_video, mask_audio = inputs_of(tensors)
     with torch.no_grad():
-        predictions, taps, _ = model.reconstruct(inputs, mask_video, mask_audio)
+        predictions, taps = model.reconstruct(inputs, mask_video, mask_audio)
         parts = model(inputs, mask_video, mask_audio)
     assert error(predictions["video"], tensors["out/pred_video"]) < 2e-6
     assert error(predictions["audio"], tensors["out/pred_audio"]) < 2e-6

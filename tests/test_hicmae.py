@@ -76,12 +76,12 @@ def test_patches_round_trip():
 
 def test_only_visible_tokens_are_embedded(model):
     inputs, mask_video, mask_audio = make_inputs(model)
-    before, *_ = model.reconstruct(inputs, mask_video, mask_audio)
+    before, _ = model.reconstruct(inputs, mask_video, mask_audio)
     patches = model.patches_video(inputs)
     patches = patches.scatter(1, mask_video.ids_mask[..., None].expand(-1, -1, patches.shape[-1]), 1e3)
     s = model.settings
     inputs = replace(inputs, video=unpatchify_video(patches, s.grid_video, s.tubelet_size, s.patch_size))
-    after, *_ = model.reconstruct(inputs, mask_video, mask_audio)
+    after, _ = model.reconstruct(inputs, mask_video, mask_audio)
     assert torch.equal(before["video"], after["video"]) and torch.equal(before["audio"], after["audio"])
 
 
@@ -179,7 +179,7 @@ def test_every_parameter_gets_a_gradient():
 def test_the_last_block_finishes_hidden_tokens_alone(model):
     """As if it had computed all of them."""
     inputs, mask_video, mask_audio = make_inputs(model)
-    predictions, taps, _ = model.reconstruct(inputs, mask_video, mask_audio)
+    predictions, taps = model.reconstruct(inputs, mask_video, mask_audio)
     decoder, ids_keep, ids_mask = model.decoder_audio, mask_audio.ids_keep, mask_audio.ids_mask
     video = model.encoder_video.norm(model.encoder_video(model.patches_video(inputs), mask_video.ids_keep)[-1])
     audio = model.encoder_audio.norm(model.encoder_audio(model.patches_audio(inputs), ids_keep)[-1])
