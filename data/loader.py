@@ -1,11 +1,9 @@
 """Batches for training and evaluation: the order says which clips, and however many workers decode them."""
 
 import multiprocessing
-import os
 import signal
-import threading
+import time
 from collections.abc import Iterator, Sequence
-from multiprocessing import connection
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from affekt.data.batch import WHOLE_PICTURE, Batch, Row, Streams, collate
 from affekt.data.decode import View, Window, decode_window, random_start, window_starts
 from affekt.data.errors import AffektError, DataError, SettingsError
+from affekt.data.machine import end_with_parent
 from affekt.data.order import Plan, clip_key, uniform
 from affekt.data.settings import Settings
 from affekt.data.shards import SampleError, ShardIndex
@@ -23,6 +22,7 @@ from affekt.data.shards import SampleError, ShardIndex
 # points between centre and corners (the 13 fixed offsets of multi-scale cropping; HiCMAE 1.1).
 CROP_OFFSETS = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
 MAX_REPLACEMENTS = 20
+LOOK_SECONDS = 5
 WAIT_SECONDS = 600  # for one batch: a worker that hangs, as on a dead network disk, is an error and no endless wait
 
 
@@ -243,9 +243,10 @@ def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # of its own, or it would draw from the model's
-        timeout=WAIT_SECONDS if workers else 0,
+        timeout=LOOK_SECONDS if workers else 0,  # it looks after its workers at a timeout alone
     )
     items = iter(loader)
+    last = time.monotonic()
     while True:
         try:
             item = next(items)
@@ -254,6 +255,8 @@ def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
         except (RuntimeError, OSError, EOFError) as error:
             # torch says RuntimeError; a worker that goes while its batch is being handed over is a broken connection.
             if workers and "timed out" in str(error):
+                if time.monotonic() - last < WAIT_SECONDS:
+                    continue
                 raise DataError(
                     f"no batch came within {WAIT_SECONDS} s: a loader worker hangs, or the disk under the shards does"
                 ) from error
@@ -265,6 +268,7 @@ def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
         if isinstance(item, AffektError):
             raise item
         yield item
+        last = time.monotonic()
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:
@@ -275,12 +279,9 @@ def _worker_context() -> multiprocessing.context.BaseContext:
 
 
 def _start_worker(_number: int) -> None:
-    """Ctrl-C is for the parent to answer: it ends its workers. (torch limits each worker to one thread by itself.)"""
+    """Ctrl-C is for the parent to answer: it ends its workers. (torch limits each worker to one thread by itself.)
+
+    Torch's own watch over the parent does not work here: the server that forked this worker would never go.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Torch's own watch over the parent does not work here: the server that forked this worker would never go."""
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    end_with_parent()

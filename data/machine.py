@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import Any
 
 from affekt.data.errors import DataError
@@ -23,7 +25,7 @@ def run_in_processes(
     as they end. Raises what a job raises, and DataError when a process is killed.
     """
     # Spawned, not forked: the caller may hold threads and a CUDA context.
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"), start)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"), _start, (start,))
     try:
         # Ctrl-C reaches the whole process group. Workers inherit the blocked signal, so only the parent hears it and
         # stops them in order.
@@ -40,3 +42,18 @@ def run_in_processes(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """Make this process end when its parent does, however that ends: a killed parent leaves no orphans."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _start(start: Callable[[], object]) -> None:
+    end_with_parent()
+    start()

@@ -11,6 +11,7 @@ from affekt.data import torch_extensions  # noqa: F401  (timm imports torchvisio
 from timm.layers import DropPath, Mlp
 
 NORM_EPS = 1e-6
+SHORT = 256  # tokens
 
 
 class Attention(nn.Module):
@@ -62,11 +63,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, valid: Tensor | None
     """Scaled dot-product attention of (B, N, D) tensors, split into heads; keys with `valid` (B, M) False count not."""
     q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, head_dim)
     mask = None if valid is None else valid[:, None, None, :]
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # The fused kernel is no quicker there at 800 tokens and three to eight times as slow at 26 to 80.
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] < SHORT:
+        # The fused kernel is three to eight times as slow there at 26 to 80 tokens, and quicker at 800.
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
-        x = scores.float().softmax(-1).to(v.dtype) @ v
+        with torch.autocast("cpu", enabled=False):  # which would take the softmax to float32, at twice the time
+            x = scores.softmax(-1) @ v
     else:
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return x.transpose(1, 2).flatten(2)
