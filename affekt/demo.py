@@ -37,9 +37,10 @@ def demo(
     from affekt.pretrain.settings import PretrainSettings
 
     if fresh and out.exists():
-        if not (out / "corpus").is_dir():
-            raise SettingsError(f"{out}: --fresh would delete this folder, which is not a demo's; choose another --out")
-        shutil.rmtree(out)
+        if not (out / "corpus" / "synth.json").is_file():
+            raise SettingsError(f"{out}: --fresh would delete what is there, which is no demo's; choose another --out")
+        for part in ("corpus", "shards", "pretrain", "export", "features"):
+            shutil.rmtree(out / part, ignore_errors=True)
     corpus, shards, run, exported = (out / name for name in ("corpus", "shards", "pretrain", "export"))
     seconds = {}
     started = time.perf_counter()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from affekt.data.errors import AffektError, DataError
+from affekt.data.errors import AffektError, DataError, SettingsError
 
 
 @contextmanager
@@ -31,6 +31,24 @@ def committed(path: Path) -> Iterator[BinaryIO]:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+# What each command's folder holds at its top, so that no command writes into another's.
+MARKS = {
+    "synth.json": "a corpus of `affekt synth`",
+    "index.jsonl": "shards",
+    "quarantine.jsonl": "shards",
+    "metrics.jsonl": "a run of `affekt pretrain`",
+    "config.json": "an export",
+    "results.json": "results of `affekt probe`",
+}
+
+
+def refuse_other_kind(folder: Path, own: str) -> None:
+    """SettingsError where `folder` holds what another command wrote; `own` is a value of MARKS."""
+    for mark, kind in MARKS.items():
+        if kind != own and (folder / mark).exists():
+            raise SettingsError(f"{folder}: holds {kind} ({mark}); choose another folder")
 
 
 def write_text(path: Path, text: str) -> None:

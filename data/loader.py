@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -29,7 +30,9 @@ WAIT_SECONDS = 600  # for one batch: a worker that hangs, as on a dead network d
 class Augment(Settings):
     """What is varied of a training view. Each draws numbers of its own, so that one can be turned off alone."""
 
-    crop_scales: tuple[float, ...] = Field((1.0, 0.875, 0.75, 0.66), min_length=1, description="sides of the crop")
+    crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (1.0, 0.875, 0.75, 0.66), min_length=1, description="sides of the crop"
+    )
     flip: bool = Field(False, description="mirror half of the views; off in HiCMAE")
     gain: bool = Field(True, description="loudness times Beta(10, 10) + 0.5")
     roll: bool = Field(

@@ -11,7 +11,7 @@ from typing import Any, Self
 import yaml
 
 from affekt.data.errors import SettingsError
-from affekt.data.files import write_text
+from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.settings import read_yaml
 from affekt.data.shard_writer import read_sidecar
 from affekt.data.shards import INDEX_NAME, ShardIndex
@@ -76,6 +76,7 @@ class PrepareFolder:
 
     def _claim(self) -> None:
         """Make the folder ours, or find out what of it is done already."""
+        refuse_other_kind(self.path, "shards")
         present = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         if present and SETTINGS not in present:
             raise SettingsError(f"{self.path}: holds other files ({', '.join(present[:3])}); choose a new folder")

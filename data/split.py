@@ -62,6 +62,16 @@ def assert_disjoint(index: ShardIndex, a: Sequence[int], b: Sequence[int], field
         )
 
 
+def assert_no_shared_source(index: ShardIndex, a: Sequence[int], b: Sequence[int]) -> None:
+    """Raises SettingsError when a clip of one side was made from the same file as one of the other."""
+    ours, theirs = ({index.samples[p].source_sha256: index.samples[p].id for p in side} for side in (a, b))
+    for shared in sorted(ours.keys() & theirs.keys() - {""})[:1]:
+        raise SettingsError(
+            f"{index.root}: the clips {ours[shared]} and {theirs[shared]} stand on two sides and were made from the "
+            "same file; put both on one side"
+        )
+
+
 def _group_of(index: ShardIndex, position: int, field: str) -> str:
     value = _value(index.samples[position], field)
     if value is None:

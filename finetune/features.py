@@ -227,6 +227,8 @@ def _write(path: Path, identity: dict[str, str], table: FeatureTable) -> None:
     try:
         save_file(arrays, temporary, metadata=identity | {"unread": json.dumps(table.unread)})
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: features cannot be written: {error}; make room and run the command again") from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from pydantic import Field
 from threadpoolctl import threadpool_limits
 
 from affekt.data.errors import SettingsError
-from affekt.data.files import write_text
+from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.machine import run_in_processes
 from affekt.data.settings import Settings
 from affekt.data.shards import ShardIndex
@@ -52,15 +52,19 @@ class ProbeSettings(Settings):
     train: Selector = Field({}, description="all that is left when empty")
     streams: tuple[Stream, ...] = Field(("audio", "video", "both"), min_length=1)
     windows: int = Field(2, ge=1, description="evenly spaced windows per clip whose features are averaged")
-    penalties: tuple[float, ...] = Field((0.1, 0.03, 0.01, 0.003, 0.001, 0.0001), min_length=1)
+    penalties: tuple[Annotated[float, Field(gt=0, lt=1e6)], ...] = Field(
+        (0.1, 0.03, 0.01, 0.003, 0.001, 0.0001), min_length=1
+    )
     random_seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="random encoders to compare with")
     bootstrap: int = Field(2000, ge=100)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     transductive: bool = Field(False, description="allow test clips in pre-training, and name every result so")
     cache: Path | None = Field(None, description="folder of frozen features; `features` in the output when not set")
     batch_size: int = Field(16, ge=1)
     workers: int = Field(0, ge=0, description="processes that decode clips, and then that fit")
-    device: str = Field("auto", description="cuda, cpu, or cuda where there is one")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="cuda, cpu, or cuda where there is one"
+    )
     run: Path | None = Field(None, description="pre-training run whose curves and pictures the report shows")
     title: str = "What the features know"
 
@@ -94,6 +98,7 @@ def probe(settings: ProbeSettings, progress: Callable[[int, int], None] | None =
     seen = check_unseen(
         index, positions[task.test], pretraining, group=settings.group, transductive=settings.transductive
     )
+    refuse_other_kind(settings.output, "results of `affekt probe`")
     settings.output.mkdir(parents=True, exist_ok=True)
     tables, weights = feature_tables(settings, index, positions, progress)
     extracted = time.perf_counter()
@@ -138,7 +143,10 @@ def feature_tables(
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingsError(f"device {device}: this machine has no CUDA device; say device=cpu or leave it to `auto`")
     encoders = [("pretrained", load_encoder(settings.encoder))]
+    check_preparation(index, encoders[0][1].prepare, settings.encoder)
     encoders += [("random", random_encoder(settings.encoder, seed)) for seed in settings.random_seeds]
     hashes: dict[str, list[str]] = {}
     for name, encoder in encoders:
@@ -164,6 +172,17 @@ def feature_tables(
     if progress:
         progress(total, total)  # a short clip has fewer different windows than were reckoned with
     return tables, hashes
+
+
+def check_preparation(index: ShardIndex, trained_on: dict[str, Any], encoder: Path) -> None:
+    """SettingsError when the clips were prepared otherwise than those that the encoder was trained on."""
+    ours = index.header["prepare"]
+    keys = [key for key in ("size", "fps", "sample_rate", "face") if key in trained_on and key in ours]
+    other = [f"{key} {ours[key]}, not {trained_on[key]}" for key in keys if ours[key] != trained_on[key]]
+    if other:
+        raise SettingsError(
+            f"{index.root}: prepared with {'; '.join(other)}, which {encoder} was trained on; prepare them the same way"
+        )
 
 
 def stream_tasks(

@@ -1,6 +1,5 @@
 """The report of a probe: one HTML file that needs nothing beside it, with the answer first and the evidence after."""
 
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from affekt.finetune.gallery import file_uri, gallery
 from affekt.finetune.page import card, grid, page, section, table
 from affekt.finetune.plots import Line, confusion, dot_plot, key, line_chart, smooth
 from affekt.finetune.results import STREAM_NAMES, find_row, percent, row_name
+from affekt.pretrain.log import read_metrics
 
 SENSES = {"audio": "sound alone", "video": "picture alone", "both": "picture and sound together"}
 UNSEEN = {"speaker": "speakers it never met", "id": "clips it never met"}
@@ -148,7 +148,7 @@ def _training(run: Path | None) -> list[str]:
     run = Path(run)
     parts = []
     metrics = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
+    rows = read_metrics(metrics)
     charts = []
     for name, lines in {
         "Reconstruction error": {"Picture": ("loss_video", "video"), "Sound": ("loss_audio", "audio")},
@@ -252,6 +252,11 @@ def _seen(results: dict[str, Any]) -> str:
         verdict = (
             f"None of them shares {', '.join(first)} or {last} with a test clip; had one, the probe would have refused."
         )
+        if seen.get("without_speaker"):
+            verdict += (
+                f" <strong>But {seen['without_speaker']} of its clips name no speaker: test speakers may be among"
+                " them.</strong>"
+            )
     else:
         parts = ", ".join(f"{count} {name}" for name, count in shared.items() if count)
         verdict = f"<strong>They share {parts} with the test clips: these results are transductive.</strong>"

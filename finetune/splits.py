@@ -1,5 +1,6 @@
 """Which clips a probe fits on, chooses on and scores, and the check that pre-training has not seen the last."""
 
+import sys
 import warnings
 from collections import Counter
 from typing import Any
@@ -9,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from affekt.data.errors import SettingsError
 from affekt.data.shards import ShardIndex
-from affekt.data.split import assert_disjoint, group_fraction, where
+from affekt.data.split import assert_disjoint, assert_no_shared_source, group_fraction, where
 from affekt.finetune.menu import Task
 
 Selector = dict[str, float | int | str | list[str | int]]
@@ -28,6 +29,8 @@ def make_task(
     rest, train_clips = _take(index, rest, train, "train", group, seed + 2) if train else ([], rest)
     assert_disjoint(index, train_clips + dev_clips, test_clips, group)
     assert_disjoint(index, train_clips, dev_clips, group)
+    assert_no_shared_source(index, train_clips + dev_clips, test_clips)
+    assert_no_shared_source(index, train_clips, dev_clips)
 
     positions = np.array(sorted(train_clips + dev_clips + test_clips))
     names = [str(index.samples[p].meta[label]) for p in positions]
@@ -88,7 +91,13 @@ def group_folds(
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # as even as can be is what was asked for
-        return tuple(fitting[held] for _, held in splitter.split(fitting, labels[fitting], names))
+        try:
+            return tuple(fitting[held] for _, held in splitter.split(fitting, labels[fitting], names))
+        except ValueError:
+            most = max(np.bincount(labels[fitting]))
+            raise SettingsError(
+                f"dev: {dev}: no class has more than {most} clips to choose on; use fewer folds or more clips"
+            ) from None
 
 
 def check_unseen(
@@ -110,8 +119,15 @@ def check_unseen(
             f"pre-training has seen test clips: shared {' and '.join(parts)}. Pre-train without them, choose other test"
             " clips, or set `transductive: true`, which marks every result"
         )
+    nameless = pretraining.get("without_speaker", 0) if group == "speaker" else 0
+    if nameless:
+        print(
+            f"note: {nameless} clips of pre-training have no known speaker; test speakers may be among them",
+            file=sys.stderr,
+        )
     return {
         "clips": len(pretraining["ids"]),
+        "without_speaker": nameless,
         "speakers": len(set(pretraining["speakers"])),
         "shared_with_test": {what: len(found) for what, found in shared.items()},
     }
@@ -122,6 +138,9 @@ def _take(
 ) -> tuple[list[int], list[int]]:
     """(what is left of `positions`, what the selector takes)."""
     if set(selector) == {"fraction"}:
+        share = selector["fraction"]
+        if not isinstance(share, int | float) or not 0 < share < 1:
+            raise SettingsError(f"{part}: the fraction is {share!r}; it must lie between 0 and 1")
         rest, taken = group_fraction(index, positions, group, float(selector["fraction"]), seed)
         return rest, taken
     if not selector or "fraction" in selector:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -52,7 +53,7 @@ def save_checkpoint(
         shutil.rmtree(folder / f".partial-old-{final.name}", ignore_errors=True)
         flush(folder)
         write_text(folder / "latest", final.name)
-    except (OSError, DataError) as error:
+    except (OSError, DataError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"{final}: cannot be written: {error}; older checkpoints are untouched") from error
     for old in complete_checkpoints(folder)[:-keep_last]:

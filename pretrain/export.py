@@ -26,10 +26,11 @@ from affekt.pretrain.checkpoint import find_checkpoint, read_checkpoint
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
 from affekt.pretrain.published import PUBLISHED_STRIDE, Published, load_weights, read_published
-from affekt.pretrain.seen import read_seen, stamped
+from affekt.pretrain.seen import SEEN_FILE, read_seen, stamped
 from affekt.pretrain.settings import PretrainSettings
 
 FORMAT, VERSION = "affekt-export", "1.0"
+FILES = {"model.safetensors", "config.json", "preprocess.json", SEEN_FILE, "README.md"}
 
 
 def export(run: str | Path, out: str | Path, checkpoint: str = "latest") -> Path:
@@ -40,8 +41,8 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "latest") -> Path
     refused, or `out` exists and is not an export.
     """
     run, out = Path(run), Path(out)
-    if out.exists() and not (out / "config.json").is_file():
-        raise CheckpointError(f"{out}: exists and is not an export; choose another folder")
+    if out.exists() and not _is_export(out):
+        raise CheckpointError(f"{out}: exists and is not an export alone; choose another folder")
     if run.is_file():
         published = read_published(run)
         save_encoder(published_encoder(published), out, {"run": run.name, "step": "published"}, published.seen)
@@ -190,6 +191,16 @@ Input: {s.num_frames} frames of {s.img_size} px, every {encoder.window.frame_str
 For research. Expressions are not feelings: scores carry the biases of the clips and of those who labelled them, and
 laws restrict emotion recognition of people (in the EU at work and in education, Regulation 2024/1689 article 5).
 """
+
+
+def _is_export(folder: Path) -> bool:
+    """An export and nothing beside it, so that replacing the folder loses nothing else."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    ours = isinstance(config, dict) and config.get("format") == FORMAT
+    return ours and {entry.name for entry in folder.iterdir()} <= FILES
 
 
 def _known(values: dict[str, Any], known: Collection[str]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class HiCMAESettings(Settings):
     fusion_depth: NonNegativeInt = 2
     decoder_embed_dim: PositiveInt = 384
     decoder_num_heads: PositiveInt = 6
-    taps: tuple[int, ...] = Field((4, 7, 10), description="1-based encoder layers for skips and contrast")
+    taps: tuple[int, ...] = Field((4, 7, 10), min_length=1, description="1-based encoder layers for skips and contrast")
     img_size: PositiveInt = 160
     patch_size: PositiveInt = 16
     num_frames: PositiveInt = 16

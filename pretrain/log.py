@@ -26,10 +26,9 @@ class RunLog:
         self.started = time.time()
         self.start_step = start_step
         path = run / "metrics.jsonl"
-        rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start_step]
-        write_text(path, "".join(kept))
-        self.time_before = json.loads(kept[-1])["time_s"] if kept else 0.0
+        kept = [row for row in read_metrics(path) if row["step"] <= start_step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.time_before = kept[-1]["time_s"] if kept else 0.0
         self.file = path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step or None)
 
@@ -82,3 +81,16 @@ class RunLog:
 def say(line: str) -> None:
     """A plain line on stderr, so that stdout stays free for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`, without a line that a killed process or a full disk left half written."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append({"time_s": 0.0, **row})
+    return rows

@@ -1,10 +1,12 @@
 """Pre-training, from settings to the last checkpoint, read from top to bottom."""
 
+import fcntl
 import hashlib
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -13,10 +15,10 @@ from affekt import __version__
 from affekt.data.accounting import Accounting
 from affekt.data.decode import Window
 from affekt.data.errors import CheckpointError, DataError, HealthError, SettingsError
-from affekt.data.files import write_text
+from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.loader import train_loader
 from affekt.data.shards import ShardIndex
-from affekt.data.split import assert_disjoint, where
+from affekt.data.split import assert_disjoint, assert_no_shared_source, where
 from affekt.data.transforms import Preprocess
 from affekt.pretrain.checkpoint import (
     complete_checkpoints,
@@ -120,6 +122,7 @@ def pretrain(
         streams=s.streams,
         augment=settings.data.augment,
     )
+    lock = claim_run(run) if rank == 0 else None
     engine = create_engine(model, optimizer, train.global_batch // world_size, precision)
     log = RunLog(run, start_step) if rank == 0 else None
     if rank == 0:
@@ -188,6 +191,7 @@ def pretrain(
     summed = accounting.summed_over_ranks()
     if log:
         log.finish(summed.to_dict())
+        lock.close()
     return run
 
 
@@ -204,6 +208,13 @@ def training_positions(index: ShardIndex, settings: PretrainSettings) -> list[in
         raise DataError(
             f"{data.shards}: no clip with {streams} and {data.include or 'any metadata'}; see its summary.json"
         )
+    for stream in ("video", "audio") if streams == "both" else ():
+        if not any(getattr(index.samples[i], f"has_{stream}") for i in positions):
+            other = "audio" if stream == "video" else "video"
+            raise DataError(
+                f"{data.shards}: not one clip to learn from has {stream}, so half of the model would stay random; "
+                f"say model.streams={other}"
+            )
     if data.held_out:
         held_out = where(index, data.held_out)
         if not held_out:
@@ -213,14 +224,7 @@ def training_positions(index: ShardIndex, settings: PretrainSettings) -> list[in
             )
         for field in ("id", *([data.group] if data.group else [])):
             assert_disjoint(index, positions, held_out, field)
-        sources = [
-            {index.samples[i].source_sha256: index.samples[i].id for i in side} for side in (positions, held_out)
-        ]
-        for shared in sources[0].keys() & sources[1].keys() - {""}:
-            raise SettingsError(
-                f"{data.shards}: clips {sources[0][shared]} and {sources[1][shared]}, to learn from and held out, were "
-                "made from the same file; put both on one side"
-            )
+        assert_no_shared_source(index, positions, held_out)
     return positions
 
 
@@ -241,6 +245,19 @@ def open_run(run: Path, resume: str | None) -> Path | None:
             f"{run}: holds a run already; go on with --resume auto, or choose another folder (out=...)"
         )
     return None
+
+
+def claim_run(run: Path) -> IO[str]:
+    """Make the folder and hold it against a second trainer for as long as the returned file is open. Raises
+    SettingsError when another process trains there, or another command has written into it."""
+    refuse_other_kind(run, "a run of `affekt pretrain`")
+    run.mkdir(parents=True, exist_ok=True)
+    lock = open(run / ".lock", "w")  # noqa: SIM115 (it stays open until training ends)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SettingsError(f"{run}: another process trains in this folder; choose another one (out=...)") from None
+    return lock
 
 
 def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:

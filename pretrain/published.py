@@ -73,6 +73,7 @@ class Published:
             "ids": [],
             "sources": [],
             "speakers": [],
+            "without_speaker": 1_091_581,  # all of them: the files do not list their clips
             "licences": [f"not in {self.path.name}: ask where it came from (HiCMAE was pre-trained on VoxCeleb2)"],
             "data_sets": ["VoxCeleb2"],
             "prepare": self.prepare,

@@ -26,6 +26,7 @@ def seen_data(index: ShardIndex, positions: list[int]) -> dict[str, Any]:
         "speakers": distinct("speaker"),
         "licences": distinct("licence"),
         "data_sets": distinct("data_set"),
+        "without_speaker": sum(not sample.meta.get("speaker") for sample in samples),
         "fingerprint": index.fingerprint,
         "prepare": index.header["prepare"],
     }

@@ -35,7 +35,7 @@ class TrainSettings(Settings):
     epochs: float | None = Field(None, gt=0)
     global_batch: int = Field(160, ge=1, description="clips per step over all ranks")
     precision: Precision = "auto"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     activation_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
     compile: bool | None = Field(None, description="torch.compile of the model; null: on a GPU")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; null leaves torch's choice")
@@ -65,7 +65,7 @@ class PretrainSettings(Settings):
     @classmethod
     def _fill_in_size(cls, values: Any) -> Any:
         model = values.get("model") if isinstance(values, dict) else None
-        if not isinstance(model, dict) or "name" not in model:
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             return values
         if model["name"] not in SIZES:
             raise ValueError(f"unknown model `{model['name']}`; known: {', '.join(list_models())}")
