@@ -32,7 +32,7 @@ from affekt.data.transforms import Inputs
 from affekt.pretrain.engine import choose_matmul_precision
 from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
 from affekt.pretrain.masks import Mask, random_mask, tube_mask
-from affekt.pretrain.optim import OptimSettings, create_optimizer
+from affekt.pretrain.optim import OptimSettings, clip_gradients, create_optimizer
 from affekt.pretrain.registry import create_model
 from benchmarks.plain_hicmae import PlainHiCMAE, plain_optimizer, plain_step
 from benchmarks.report import print_figures
@@ -96,7 +96,7 @@ class OurStep:
         with self.autocast():
             losses = self.forward(self.inputs, *self.masks)
         losses["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)
+        clip_gradients(self.model, 0.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

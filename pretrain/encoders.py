@@ -19,7 +19,7 @@ class ModalityEncoder(nn.Module):
         super().__init__()
         self.patch_embed = nn.Linear(patch_dim, dim)
         self.register_buffer("pos_embed", pos_embed, persistent=False)  # (1, N, dim)
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(Block(dim, num_heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
@@ -47,7 +47,7 @@ class FusionEncoder(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, depth: int, drop_path: float = 0.0):
         super().__init__()
-        rates = torch.linspace(0, drop_path, depth).tolist()  # anew from 0, as in the published fine-tuning
+        rates = drop_path_rates(drop_path, depth)  # anew from 0, as in the published fine-tuning
         self.blocks_video = nn.ModuleList(CrossBlock(dim, num_heads, rate) for rate in rates)
         self.blocks_audio = nn.ModuleList(CrossBlock(dim, num_heads, rate) for rate in rates)
         self.norm_video = nn.LayerNorm(dim, eps=NORM_EPS)
@@ -104,6 +104,11 @@ class Decoder(nn.Module):
             options = {"valid": valid, "context_valid": mask.valid_keep, "queries": queries}
             x = run(block, x, context, **options, checkpointed=self.grad_checkpointing)
         return self.decoder_pred(self.norm(x[:, -hidden:]))
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """From 0 at the first block to `last` at the last one, in even steps (timm's convention)."""
+    return [last * i / max(1, depth - 1) for i in range(depth)]
 
 
 def init_weights(module: nn.Module) -> None:

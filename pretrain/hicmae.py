@@ -1,5 +1,6 @@
 """HiCMAE (Sun et al., Information Fusion 2024): hierarchical contrastive masked autoencoder for video with sound."""
 
+import math
 from typing import Literal
 
 import torch
@@ -87,7 +88,7 @@ class HiCMAESettings(Settings):
                 raise ValueError(f"{size} {value} is not divisible by {patch} {step}; use {near}")
         if list(self.taps) != sorted(set(self.taps)) or not all(1 <= tap <= self.depth for tap in self.taps):
             raise ValueError(f"taps {self.taps} must ascend within 1..depth ({self.depth})")
-        maps = {"mask_ratio_video": _product(self.grid_video[1:]), "mask_ratio_audio": _product(self.grid_audio)}
+        maps = {"mask_ratio_video": math.prod(self.grid_video[1:]), "mask_ratio_audio": math.prod(self.grid_audio)}
         for name, tokens in maps.items():
             if not int(getattr(self, name) * tokens):
                 raise ValueError(f"{name} {getattr(self, name)} hides none of {tokens} tokens; raise it")
@@ -133,7 +134,7 @@ class HiCMAE(nn.Module):
         s = self.settings
         mask_video = tube_mask(batch.keys, s.grid_video, s.mask_ratio_video)
         valid = self.valid_audio_tokens(batch.audio_frames(s.mel_frames))
-        mask_audio = random_mask(batch.keys, _product(s.grid_audio), s.mask_ratio_audio, valid)
+        mask_audio = random_mask(batch.keys, math.prod(s.grid_audio), s.mask_ratio_audio, valid)
         return mask_video, mask_audio
 
     def valid_audio_tokens(self, audio_frames: Tensor) -> Tensor:
@@ -229,7 +230,3 @@ def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(x.shape[1:]) != expected:
         wanted = ", ".join(map(str, ("B", *expected)))
         raise SettingsError(f"{name} is {tuple(x.shape)}, the model takes ({wanted})")
-
-
-def _product(grid: tuple[int, ...]) -> int:
-    return int(torch.tensor(grid).prod())

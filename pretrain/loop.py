@@ -38,7 +38,7 @@ from affekt.pretrain.engine import (
 from affekt.pretrain.export import start_from
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import RunLog, say
-from affekt.pretrain.optim import create_optimizer, lr_at
+from affekt.pretrain.optim import clip_gradients, create_optimizer, lr_at
 from affekt.pretrain.pictures import reconstruction_picture
 from affekt.pretrain.seen import SEEN_FILE, merged, seen_data, stamped, with_seen_before
 from affekt.pretrain.settings import PretrainSettings, refuse_changes
@@ -141,7 +141,7 @@ def pretrain(
         torch.manual_seed(_step_seed(train.seed, step, rank))  # drop path; nothing else draws from torch's generator
         losses = engine(inputs, *masks)
         engine.backward(losses["loss"])
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.clip_grad or float("inf"))
+        grad_norm = clip_gradients(model, settings.optim.clip_grad)
         lr = lr_at(step, total_steps, settings.optim, train.global_batch)
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -48,3 +48,10 @@ def create_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.A
         (free if spared else decay).append(parameter)
     groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def clip_gradients(model: nn.Module, largest: float) -> torch.Tensor:
+    """The norm of all gradients, which are scaled down to `largest` where it is above; 0 leaves them alone."""
+    if largest:
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

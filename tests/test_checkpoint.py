@@ -13,7 +13,7 @@ from affekt.data.errors import CheckpointError
 from affekt.pretrain import checkpoint as module
 from affekt.pretrain.checkpoint import find_checkpoint, load_optimizer, read_checkpoint, save_checkpoint
 from affekt.pretrain.loop import open_run
-from affekt.pretrain.optim import OptimSettings, create_optimizer, lr_at
+from affekt.pretrain.optim import OptimSettings, clip_gradients, create_optimizer, lr_at
 from affekt.pretrain.seen import stamped, with_seen_before
 
 
@@ -153,6 +153,15 @@ def test_decay_spares_biases_norms_and_mask_tokens():
     published, _ = create_optimizer(model, OptimSettings(decay_mask_token_audio=True)).param_groups
     more = {names[id(p)] for p in published["params"]} - {names[id(p)] for p in decayed["params"]}
     assert more == {"decoder_audio.mask_token"}
+
+
+def test_gradients_are_measured_and_clipped_where_asked():
+    model = torch.nn.Linear(3, 1)
+    model(torch.full((1, 3), 10.0)).sum().backward()
+    norm = (300 + 1) ** 0.5
+    assert clip_gradients(model, 0.0).item() == pytest.approx(norm) and model.weight.grad[0, 0] == 10
+    assert clip_gradients(model, 2.0).item() == pytest.approx(norm)
+    assert clip_gradients(model, 0.0).item() == pytest.approx(2.0, rel=1e-4)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_its_floor():
