@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from affekt.data.errors import SettingsError
+from affekt.pretrain.export import export
 from affekt.pretrain.loop import training_positions
 from affekt.pretrain.settings import PretrainSettings
 
@@ -152,6 +153,18 @@ def test_clips_that_lack_a_stream_train_beside_whole_ones(tmp_path, config, tiny
     assert all(0 < row[name] < 20 for row in rows for name in ("loss", "loss_video", "loss_audio", "loss_contrast"))
     seen = json.loads((tmp_path / "run" / "pretrain_data.json").read_text())
     assert len(seen["ids"]) == 24
+
+
+def test_a_run_starts_from_exported_weights_and_knows_what_they_saw(tmp_path, config, tiny_shards):
+    run(config, "data.include={split: [train]}", "train.steps=2", "train.checkpoint_every=2")
+    export(tmp_path / "run", tmp_path / "export")
+    start_from = [f"pretrained={tmp_path / 'export'}", "optim.base_lr=1e-9", "optim.min_lr=0", "train.steps=1"]
+    told = run(config, f"out={tmp_path / 'second'}", "data.include={split: [dev, test]}", *start_from)
+    assert "tensors are new: decoder_audio, decoder_video" in told
+    first, second = (load_file(next((tmp_path / n).glob("checkpoints/*/model.safetensors"))) for n in ("run", "second"))
+    for name in ("encoder_video.norm.weight", "encoder_fusion.blocks_audio.0.attn.qkv.weight"):
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-6)
+    assert len(json.loads((tmp_path / "second" / "pretrain_data.json").read_text())["ids"]) == 24
 
 
 def test_gradients_are_clipped_by_the_loop_alone():
