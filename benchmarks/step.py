@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from affekt.data.machine import keep_freed_memory
 from affekt.data.transforms import Inputs
 from affekt.pretrain.engine import choose_matmul_precision
 from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
@@ -52,6 +53,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if device.type == "cpu":
+        keep_freed_memory()  # as the trainer does
     if arguments.only_ours:
         print(json.dumps(measure_alone(arguments, device)))
         return

@@ -1,8 +1,10 @@
 """What this process may use of the machine, and work spread over processes."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,10 +14,24 @@ from typing import Any
 
 from affekt.data.errors import DataError
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
 
 def available_cores() -> int:
     """Cores this process may run on, which a batch system or container often limits below what the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for the next step of the same shapes; for a trainer on a CPU.
+
+    glibc returns large blocks to the kernel when they are freed, and every step would get its activations back page by
+    page: a third of the time of a base step on two cores. Elsewhere than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)  # no block of its own mapping, which only unmapping frees
+        mallopt(M_TRIM_THRESHOLD, -1)  # never shrink the heap
 
 
 def run_in_processes(

@@ -74,8 +74,14 @@ def normalise_picture(video: Tensor) -> Tensor:
     x = video.movedim(1, -1)
     width = x.shape[-2]
     x = x.flatten(-2).to(torch.float32, copy=True)  # (B, T, H, W * 3): three colours a row would not be vectorised
-    mean, std = (x.new_tensor(values).mul(255).repeat(width) for values in (PICTURE_MEAN, PICTURE_STD))
+    mean, std = (values.mul(255).repeat(width) for values in picture_constants(x.device))
     return x.sub_(mean).div_(std).unflatten(-1, (width, 3)).movedim(-1, 1)
+
+
+@lru_cache(maxsize=8)
+def picture_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (3,) of the colours, kept on the device: to copy them there would make the host wait."""
+    return torch.tensor(PICTURE_MEAN, device=device), torch.tensor(PICTURE_STD, device=device)
 
 
 def normalise_mel(mel: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from affekt.pretrain.layers import NORM_EPS, Block, CrossBlock, run
+from affekt.pretrain.layers import NORM_EPS, Block, CrossBlock, LeanMlp, run
 from affekt.pretrain.masks import Mask
 from affekt.pretrain.patches import gather_tokens
 
@@ -85,7 +85,9 @@ class Decoder(nn.Module):
         self.decoder_embed = nn.Linear(encoder_dim, dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("pos_embed", pos_embed, persistent=False)
-        self.blocks = nn.ModuleList([Block(dim, num_heads), *(CrossBlock(dim, num_heads) for _ in range(num_taps))])
+        lean = {"mlp_layer": LeanMlp}
+        blocks = [Block(dim, num_heads, **lean), *(CrossBlock(dim, num_heads, **lean) for _ in range(num_taps))]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(dim, patch_dim)
 

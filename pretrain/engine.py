@@ -13,6 +13,7 @@ from torch import nn
 
 from affekt.data.accounting import all_gather_json
 from affekt.data.errors import SettingsError
+from affekt.data.machine import keep_freed_memory
 
 Precision = Literal["auto", "fp32", "bf16"]
 EXACT_MATMUL = 1e-6  # relative error of a float32 product; bf16 inputs would give 1e-3
@@ -29,6 +30,7 @@ def start_processes() -> tuple[int, int, torch.device]:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        keep_freed_memory()
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":

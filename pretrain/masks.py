@@ -31,9 +31,15 @@ class Mask:
         keep = int((~hidden[0]).sum())
         return cls(order[:, :keep], order[:, keep:])
 
-    def to(self, device: torch.device | str) -> "Mask":
-        valid = None if self.valid_keep is None else self.valid_keep.to(device)
-        return Mask(self.ids_keep.to(device), self.ids_mask.to(device), valid)
+    def to(self, device: torch.device) -> "Mask":
+        """The same mask on a device; the copy to a GPU goes through pinned memory, so that the host need not wait."""
+
+        def move(ids: Tensor | None) -> Tensor | None:
+            if ids is None or ids.device == device:
+                return ids
+            return (ids.pin_memory() if device.type == "cuda" else ids).to(device, non_blocking=True)
+
+        return Mask(move(self.ids_keep), move(self.ids_mask), move(self.valid_keep))
 
 
 def tube_mask(keys: Tensor, grid: tuple[int, int, int], ratio: float) -> Mask:

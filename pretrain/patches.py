@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from affekt.data.transforms import PICTURE_MEAN, PICTURE_STD
+from affekt.data.transforms import picture_constants
 
 
 def patchify_video(video: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
@@ -47,7 +47,8 @@ def standardise_video(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     pixels = patches.shape[-1] // 3
     run = math.gcd(pixels, 32)  # operations on rows of several pixels are vectorised, those on three colours are not
     x = patches.float().unflatten(-1, (-1, 3 * run))  # (B, N, L / run, run * 3)
-    x = torch.addcmul(_tiled(x.new_tensor(PICTURE_MEAN), run), x, _tiled(x.new_tensor(PICTURE_STD), run))
+    mean, std = picture_constants(x.device)
+    x = torch.addcmul(_tiled(mean, run), x, _tiled(std, run))
     mean = x.sum(-2).unflatten(-1, (run, 3)).sum(-2) / pixels  # (B, N, 3)
     x.sub_(_tiled(mean, run)[..., None, :])
     std = ((x * x).sum(-2).unflatten(-1, (run, 3)).sum(-2) / (pixels - 1)).sqrt() + 1e-6

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from affekt.data.transforms import PICTURE_MEAN, PICTURE_STD, Inputs
+from affekt.data.transforms import Inputs, picture_constants
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.masks import Mask
 from affekt.pretrain.patches import (
@@ -63,7 +63,8 @@ def video_images(model: HiCMAE, inputs: Inputs, prediction: Tensor, mask: Mask, 
     """Target, masked input and output as (FRAMES_SHOWN, H, W, 3) arrays in 0..1."""
     s = model.settings
     patches = model.patches_video(inputs)[clip : clip + 1].float()
-    pixels = patches.unflatten(-1, (-1, 3)) * patches.new_tensor(PICTURE_STD) + patches.new_tensor(PICTURE_MEAN)
+    mean, std = picture_constants(patches.device)
+    pixels = patches.unflatten(-1, (-1, 3)) * std + mean
     pixels = pixels.flatten(2)
     _, mean, std = standardise_video(gather_tokens(patches, mask.ids_mask[clip : clip + 1]))
     output = prediction[clip : clip + 1].float().unflatten(-1, (s.tubelet_size, -1, 3))  # (1, M, tubelet, p*p, 3)
