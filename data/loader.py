@@ -34,7 +34,7 @@ class Augment(Settings):
         (1.0, 0.875, 0.75, 0.66), min_length=1, description="sides of the crop"
     )
     flip: bool = Field(False, description="mirror half of the views; off in HiCMAE")
-    gain: bool = Field(True, description="loudness times Beta(10, 10) + 0.5")
+    gain: bool = Field(True, description="loudness times Beta(10, 10) + 0.5; published: true, in tests too")
     roll: bool = Field(
         False,
         description="turn the sound round by a random time; not with contrast; published: by 0",

@@ -1,6 +1,7 @@
 """Fine-tuning HiCMAE: hierarchical feature fusion over the encoders, and a head per set of streams that a clip has."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,10 @@ from affekt.data.batch import Streams
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs
 from affekt.pretrain.encoder import Encoder
+from affekt.pretrain.export import create_encoder, load_encoder
 from affekt.pretrain.layers import NORM_EPS
 from affekt.pretrain.patches import mean_of_tokens
-from affekt.pretrain.published import Published
+from affekt.pretrain.published import PUBLISHED_STRIDE, load_weights, read_published
 
 Missing = Literal["leave_out", "token"]
 
@@ -101,18 +103,32 @@ class Head(nn.Module):
         return self.linear(self.norm(x))
 
 
-def published_classifier(published: Published, encoder: Encoder) -> Classifier:
-    """A fine-tuned file of the authors as it was published: both streams, one head. Raises SettingsError for a file of
-    pre-training, which has none."""
+def create_classifier(
+    pretrained: str | Path,
+    outputs: int,
+    paths: tuple[Streams, ...] = ("both", "video", "audio"),
+    missing: Missing = "leave_out",
+) -> Classifier:
+    """A classifier to fine-tune on the encoders of an export folder or of a file of the authors. Layer weights and
+    heads are new, also where that file has some, which is said on stderr; `published_classifier` keeps them. Raises
+    CheckpointError as `affekt.load` does."""
+    return Classifier(load_encoder(pretrained), outputs, paths, missing)
+
+
+def published_classifier(path: str | Path, **changes: Any) -> Classifier:
+    """A fine-tuned file of the authors as it was published: both streams, one head. `changes` as in `read_published`.
+    Raises CheckpointError for a file that does not fit, and SettingsError for one of pre-training, which has no head.
+    """
+    published = read_published(path, **changes)
     told = published.classifier
     if not told:
-        raise SettingsError(f"{published.path}: a pre-training file has no classifier; fine-tune it first")
+        raise SettingsError(f"{path}: a pre-training file has no classifier; fine-tune it (`create_classifier`)")
+    encoder = create_encoder(published.settings, PUBLISHED_STRIDE, published.prepare)
     model = Classifier(encoder, len(told["head.bias"]), paths=("both",))
-    names = {"fc_norm.": "heads.both.norm.", "head.": "heads.both.linear."}
-    own = {}
+    heads = {"fc_norm": "heads.both.norm", "head": "heads.both.linear"}
+    weights = {f"encoder.{name}": value for name, value in published.weights.items()}
     for name, value in told.items():
-        for theirs, ours in names.items():
-            name = ours + name[len(theirs) :] if name.startswith(theirs) else name
-        own[name] = value
-    model.load_state_dict(own, strict=False)  # `encoder` holds its weights already; read_published counted these
+        module, dot, rest = name.partition(".")
+        weights[heads.get(module, module) + dot + rest] = value
+    load_weights(model, weights, str(path))
     return model.eval()

@@ -9,7 +9,7 @@ from affekt.data.batch import Batch
 from affekt.data.decode import Window
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs, Preprocess
-from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings, Streams
+from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings, Streams, patches_audio, patches_video, valid_audio_tokens
 from affekt.pretrain.patches import mean_of_tokens
 
 
@@ -21,27 +21,20 @@ class Encoder(nn.Module):
 
     def __init__(self, settings: HiCMAESettings, window: Window, preprocess: Preprocess, prepare: dict[str, Any]):
         super().__init__()
-        model = HiCMAE(settings)
         self.settings = settings
         self.window = window
         self.preprocess = preprocess
         self.prepare = prepare  # the settings of `affekt prepare` behind the training shards
         self.grid_video = settings.grid_video
         self.grid_audio = settings.grid_audio
-        self._model = model
-        for name in [name for name, _ in model.named_children() if name.startswith("decoder_")]:
-            delattr(model, name)
+        for name, part in HiCMAE(settings).named_children():
+            if not name.startswith("decoder_"):
+                self.add_module(name, part)
 
     @property
     def streams(self) -> Streams:
         """The streams this encoder was trained on."""
         return self.settings.streams
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        return self._model.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False):
-        return self._model.load_state_dict(state_dict, strict=strict, assign=assign)
 
     def layers(self, inputs: Inputs, streams: Streams = "both") -> dict[str, Tensor]:
         """Tokens (B, N, D) of every layer, nothing hidden: `video_1..L`, `audio_1..L` (each through the encoder's
@@ -51,18 +44,17 @@ class Encoder(nn.Module):
         """
         if self.streams not in ("both", streams):
             raise SettingsError(f"this encoder was trained on {self.streams} alone and cannot encode {streams}")
-        model, tokens, valid = self._model, {}, None
+        s, tokens, valid = self.settings, {}, None
         if streams != "audio":
-            layers = model.encoder_video(model.patches_video(inputs))
-            tokens |= {f"video_{i}": model.encoder_video.norm(x) for i, x in enumerate(layers, 1)}
+            layers = self.encoder_video(patches_video(inputs, s))
+            tokens |= {f"video_{i}": self.encoder_video.norm(x) for i, x in enumerate(layers, 1)}
         if streams != "video":
             valid = self.valid_audio_tokens(inputs)
-            layers = model.encoder_audio(model.patches_audio(inputs), valid=valid)
-            tokens |= {f"audio_{i}": model.encoder_audio.norm(x) for i, x in enumerate(layers, 1)}
+            layers = self.encoder_audio(patches_audio(inputs, s), valid=valid)
+            tokens |= {f"audio_{i}": self.encoder_audio.norm(x) for i, x in enumerate(layers, 1)}
         if streams == "both":
-            last = self.settings.depth
-            tokens["fusion_video"], tokens["fusion_audio"] = model.encoder_fusion(
-                tokens[f"video_{last}"], tokens[f"audio_{last}"], inputs.has_video, inputs.has_audio, valid
+            tokens["fusion_video"], tokens["fusion_audio"] = self.encoder_fusion(
+                tokens[f"video_{s.depth}"], tokens[f"audio_{s.depth}"], inputs.has_video, inputs.has_audio, valid
             )
         return tokens
 
@@ -73,7 +65,7 @@ class Encoder(nn.Module):
         than one log-mel frame counts as one, for the same reason.
         """
         frames = torch.where(inputs.has_audio, inputs.audio_frames.clamp(min=1), self.settings.mel_frames)
-        return None if bool((frames >= self.settings.mel_frames).all()) else self._model.valid_audio_tokens(frames)
+        return None if bool((frames >= self.settings.mel_frames).all()) else valid_audio_tokens(frames, self.settings)
 
     @torch.inference_mode()
     def embed(self, batch: Batch) -> dict[str, Tensor]:

@@ -107,9 +107,9 @@ def _write_files(encoder: Encoder, folder: Path, origin: dict[str, Any], seen: d
 
 
 def published_encoder(published: Published) -> Encoder:
-    """The encoders of a file of the authors; its decoders or its classifier are left out."""
+    """The encoders of a file of the authors; its decoders or its classifier are left out, which is said on stderr."""
     encoder = create_encoder(published.settings, PUBLISHED_STRIDE, published.prepare)
-    load_weights(encoder, published.weights, str(published.path))
+    load_weights(encoder, published.weights | published.classifier, str(published.path))
     return encoder
 
 

@@ -46,11 +46,13 @@ class HiCMAESettings(Settings):
     mel_frames: PositiveInt = 256
     mel_bins: PositiveInt = 128
     patch_size_audio: PositiveInt = 16
-    mask_ratio_video: float = Field(0.9, gt=0, lt=1)
-    mask_ratio_audio: float = Field(0.8, gt=0, lt=1)
-    frame_difference: bool = True
-    temperature: float = Field(0.07, gt=0)
-    contrast_weight: float = Field(0.0025, ge=0, description="lambda, on the sum or mean over taps")
+    mask_ratio_video: float = Field(0.9, gt=0, lt=1, description="places hidden, in all frames alike; published: 0.9")
+    mask_ratio_audio: float = Field(0.8, gt=0, lt=1, description="patches of the log-mel hidden; published: 0.8")
+    frame_difference: bool = Field(
+        True, description="predict later frames of a tubelet as difference to the one before; published: true"
+    )
+    temperature: float = Field(0.07, gt=0, description="of the contrast, fixed; published: 0.07")
+    contrast_weight: float = Field(0.0025, ge=0, description="lambda, on the sum or mean over taps; published: 0.0025")
     contrast_taps: Literal["sum", "mean"] = Field("sum", description="published: sum")
     contrast_negatives: Literal["global", "local"] = Field(
         "global", description="from all ranks, with gradient, or from the rank's own clips; published: local"
@@ -133,15 +135,9 @@ class HiCMAE(nn.Module):
         """The video and audio masks of a batch on the host, drawn from each clip's key."""
         s = self.settings
         mask_video = tube_mask(batch.keys, s.grid_video, s.mask_ratio_video)
-        valid = self.valid_audio_tokens(batch.audio_frames(s.mel_frames))
+        valid = valid_audio_tokens(batch.audio_frames(s.mel_frames), s)
         mask_audio = random_mask(batch.keys, math.prod(s.grid_audio), s.mask_ratio_audio, valid)
         return mask_video, mask_audio
-
-    def valid_audio_tokens(self, audio_frames: Tensor) -> Tensor:
-        """(B,) real log-mel frames -> (B, N) bool, True where a token holds at least one real frame."""
-        time, mel = self.settings.grid_audio
-        starts = torch.arange(time, device=audio_frames.device) * self.settings.patch_size_audio
-        return (starts < audio_frames[:, None]).repeat_interleave(mel, dim=1)
 
     def forward(self, inputs: Inputs, mask_video: Mask, mask_audio: Mask) -> dict[str, Tensor]:
         """`{"loss", "loss_video", "loss_audio", "loss_contrast"}`, scalars, those that the streams allow."""
@@ -153,7 +149,7 @@ class HiCMAE(nn.Module):
             weight = inputs.has_video[:, None].float().expand(-1, targets["video"].shape[1])
             losses["loss_video"] = reconstruction_loss(predictions["video"], targets["video"], weight)
         if "audio" in predictions:
-            real = self.valid_audio_tokens(inputs.audio_frames).gather(1, mask_audio.ids_mask)
+            real = valid_audio_tokens(inputs.audio_frames, s).gather(1, mask_audio.ids_mask)
             weight = (real & inputs.has_audio[:, None]).float()
             losses["loss_audio"] = reconstruction_loss(predictions["audio"], targets["audio"], weight)
         losses["loss"] = sum(losses.values())
@@ -181,10 +177,10 @@ class HiCMAE(nn.Module):
         """What the decoders are to predict, (B, M, P) by stream, for hidden patches alone."""
         s, targets = self.settings, {}
         if s.streams != "audio":
-            hidden = gather_tokens(self.patches_video(inputs), mask_video.ids_mask)
+            hidden = gather_tokens(patches_video(inputs, s), mask_video.ids_mask)
             targets["video"] = video_target(hidden, s.tubelet_size, s.frame_difference)
         if s.streams != "video":
-            targets["audio"], _, _ = standardise_audio(gather_tokens(self.patches_audio(inputs), mask_audio.ids_mask))
+            targets["audio"], _, _ = standardise_audio(gather_tokens(patches_audio(inputs, s), mask_audio.ids_mask))
         return targets
 
     def reconstruct(
@@ -195,11 +191,11 @@ class HiCMAE(nn.Module):
         s = self.settings
         taps, fused = {}, {}
         if s.streams != "audio":
-            layers = self.encoder_video(self.patches_video(inputs), mask_video.ids_keep)
+            layers = self.encoder_video(patches_video(inputs, s), mask_video.ids_keep)
             taps["video"] = [self.encoder_video.norm(layers[tap - 1]) for tap in s.taps]
             fused["video"] = self.encoder_video.norm(layers[-1])
         if s.streams != "video":
-            layers = self.encoder_audio(self.patches_audio(inputs), mask_audio.ids_keep, mask_audio.valid_keep)
+            layers = self.encoder_audio(patches_audio(inputs, s), mask_audio.ids_keep, mask_audio.valid_keep)
             taps["audio"] = [self.encoder_audio.norm(layers[tap - 1]) for tap in s.taps]
             fused["audio"] = self.encoder_audio.norm(layers[-1])
         if s.streams == "both":
@@ -213,17 +209,24 @@ class HiCMAE(nn.Module):
             predictions["audio"] = self.decoder_audio(fused["audio"], taps["audio"], mask_audio)
         return predictions, taps
 
-    def patches_video(self, inputs: Inputs) -> Tensor:
-        """All patches (B, N, P) of the video. Raises SettingsError for a video of another shape."""
-        s = self.settings
-        _check_shape("video", inputs.video, (3, s.num_frames, s.img_size, s.img_size))
-        return patchify_video(inputs.video, s.tubelet_size, s.patch_size)
 
-    def patches_audio(self, inputs: Inputs) -> Tensor:
-        """All patches (B, N, P) of the log-mel. Raises SettingsError for one of another shape."""
-        s = self.settings
-        _check_shape("audio", inputs.audio, (1, s.mel_frames, s.mel_bins))
-        return patchify_audio(inputs.audio, s.patch_size_audio)
+def patches_video(inputs: Inputs, s: HiCMAESettings) -> Tensor:
+    """All patches (B, N, P) of the video. Raises SettingsError for a video of another shape."""
+    _check_shape("video", inputs.video, (3, s.num_frames, s.img_size, s.img_size))
+    return patchify_video(inputs.video, s.tubelet_size, s.patch_size)
+
+
+def patches_audio(inputs: Inputs, s: HiCMAESettings) -> Tensor:
+    """All patches (B, N, P) of the log-mel. Raises SettingsError for one of another shape."""
+    _check_shape("audio", inputs.audio, (1, s.mel_frames, s.mel_bins))
+    return patchify_audio(inputs.audio, s.patch_size_audio)
+
+
+def valid_audio_tokens(audio_frames: Tensor, s: HiCMAESettings) -> Tensor:
+    """(B,) real log-mel frames -> (B, N) bool, True where a token holds at least one real frame."""
+    time, mel = s.grid_audio
+    starts = torch.arange(time, device=audio_frames.device) * s.patch_size_audio
+    return (starts < audio_frames[:, None]).repeat_interleave(mel, dim=1)
 
 
 def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:

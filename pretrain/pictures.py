@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from affekt.data.transforms import Inputs, picture_constants
-from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.hicmae import HiCMAE, patches_audio, patches_video
 from affekt.pretrain.masks import Mask
 from affekt.pretrain.patches import (
     gather_tokens,
@@ -62,7 +62,7 @@ def reconstruction_picture(
 def video_images(model: HiCMAE, inputs: Inputs, prediction: Tensor, mask: Mask, clip: int) -> dict[str, np.ndarray]:
     """Target, masked input and output as (FRAMES_SHOWN, H, W, 3) arrays in 0..1."""
     s = model.settings
-    patches = model.patches_video(inputs)[clip : clip + 1].float()
+    patches = patches_video(inputs, model.settings)[clip : clip + 1].float()
     mean, std = picture_constants(patches.device)
     pixels = patches.unflatten(-1, (-1, 3)) * std + mean
     pixels = pixels.flatten(2)
@@ -80,7 +80,7 @@ def video_images(model: HiCMAE, inputs: Inputs, prediction: Tensor, mask: Mask, 
 def audio_images(model: HiCMAE, inputs: Inputs, prediction: Tensor, mask: Mask, clip: int) -> dict[str, np.ndarray]:
     """Target, masked input and output log-mel as (frames, mels) arrays."""
     s = model.settings
-    patches = model.patches_audio(inputs)[clip : clip + 1].float()
+    patches = patches_audio(inputs, model.settings)[clip : clip + 1].float()
     _, mean, std = standardise_audio(gather_tokens(patches, mask.ids_mask[clip : clip + 1]))
     output = prediction[clip : clip + 1].float() * std + mean
     return {

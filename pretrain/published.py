@@ -98,14 +98,15 @@ def read_published(path: str | Path, **changes: Any) -> Published:
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], what: str, may_lack: tuple[str, ...] = ()) -> None:
     """Load `weights` and account for every name: parts of `module` that start with one of `may_lack` may be absent and
-    keep their fresh values, which is said on stderr; so is any part of a decoder that the module has no place for.
+    keep their fresh values, which is said on stderr; so is any part of a decoder or classifier that the module has no
+    place for.
 
     Raises CheckpointError listing every other missing or unexpected name, and tensors of another shape.
     """
     ours = module.state_dict()
     missing, unexpected = sorted(ours.keys() - weights.keys()), sorted(weights.keys() - ours.keys())
     odd = [f"missing {name}" for name in missing if not name.startswith(may_lack or (" ",))]
-    odd += [f"unexpected {name}" for name in unexpected if not name.startswith("decoder_")]
+    odd += [f"unexpected {n}" for n in unexpected if not n.startswith("decoder_") and n not in CLASSIFIER]
     odd += [
         f"{name} is {tuple(weights[name].shape)}, the model's is {tuple(ours[name].shape)}"
         for name in sorted(ours.keys() & weights.keys())

@@ -42,6 +42,17 @@ def test_published_size():
     assert len(model.state_dict()) == 370
 
 
+def test_its_weights_can_be_saved_and_loaded():
+    model, inputs = make_classifier(missing="token"), make_inputs()
+    other = make_classifier(missing="token")
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    assert not torch.equal(other(inputs), model(inputs))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(inputs), model(inputs))
+    assert {name for name, _ in model.named_parameters()} == set(model.state_dict())
+
+
 def test_what_a_clip_lacks_has_no_influence():
     model, inputs = make_classifier(), make_inputs()
     first = model(inputs)
@@ -67,9 +78,9 @@ def test_one_stream_goes_through_its_own_head_slowly_written_out():
     slow = head.linear(head.norm(torch.cat((summed, tokens["fusion_video"].mean(1)), 1)))
     torch.testing.assert_close(model(inputs)[1:2], slow)
     unmixed = tokens["video_2"]
-    for block in model.encoder._model.encoder_fusion.blocks_video:
+    for block in model.encoder.encoder_fusion.blocks_video:
         unmixed = block(unmixed, None)
-    torch.testing.assert_close(tokens["fusion_video"], model.encoder._model.encoder_fusion.norm_video(unmixed))
+    torch.testing.assert_close(tokens["fusion_video"], model.encoder.encoder_fusion.norm_video(unmixed))
 
 
 @pytest.mark.parametrize("missing", ["leave_out", "token"])

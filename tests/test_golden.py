@@ -1,6 +1,8 @@
 """Parity with the published HiCMAE code on a small reference model (weights, inputs and outputs stored in one file)."""
 
+import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,12 @@ from safetensors.torch import load_file
 
 from affekt.data.transforms import Inputs
 from affekt.finetune.classifier import published_classifier
-from affekt.pretrain.export import create_encoder
+from affekt.pretrain.export import start_from
 from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
 from affekt.pretrain.masks import Mask
 from affekt.pretrain.patches import gather_tokens, patchify_audio, patchify_video, standardise_audio, video_target
-from affekt.pretrain.published import Published, our_name, our_tensor
+from affekt.pretrain.published import our_name, our_tensor
+from affekt.pretrain.registry import create_model
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is not here")
@@ -98,15 +101,47 @@ def test_golden_gradients(golden):
         assert error(gradient, our_tensor(value)) < 2e-6, name
 
 
-def test_golden_finetuning_logits(golden):
-    """The authors' fine-tuning model: hierarchical feature fusion, one head over both streams."""
+def test_golden_finetuning_logits(golden, tmp_path):
+    """A fine-tuning file of the authors: hierarchical feature fusion, one head over both streams."""
     model, tensors, _ = golden
     inputs, *_ = inputs_of(tensors)
     told = {k.removeprefix("finetune/"): v for k, v in tensors.items() if k.startswith("finetune/")}
     assert len(told) == 6
-    encoder = create_encoder(model.settings, 4, {})
-    encoder.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("decoder_")})
-    published = Published(GOLDEN, model.settings, {}, {our_name(name): value for name, value in told.items()})
+    told |= {k.removeprefix("pretrain/"): v for k, v in tensors.items() if k.startswith("pretrain/encoder")}
+    told = {k: v for k, v in told.items() if not k.startswith("encoder_to_decoder")}
+    torch.save({"module": told}, tmp_path / "finetuned.pth")
+    names = ("num_heads", "taps", "img_size", "num_frames", "mel_frames", "mel_bins")
+    classifier = published_classifier(
+        tmp_path / "finetuned.pth", **{name: getattr(model.settings, name) for name in names}
+    )
     with torch.no_grad():
-        logits = published_classifier(published, encoder)(inputs)
+        logits = classifier(inputs)
     assert error(logits, tensors["out/finetune_logits"]) < 2e-6
+
+
+def listing(title: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes under a title of the facts file, whose lines may stand for several blocks: `i = 0..9`."""
+    text = (GOLDEN.parent / "spec" / "hicmae_checkpoint.md").read_text().split(f"## {title}")[1].split("```")[1]
+    shapes = {}
+    for name, shape, first, last in re.findall(r"^(\S+) +\[(.*?)\](?: +i = (\d+)\.\.(\d+))?$", text, re.MULTILINE):
+        for i in range(int(first or 0), int(last or 0) + 1):
+            shapes[name.replace("{i}", str(i))] = tuple(map(int, shape.split(",")))
+    return shapes
+
+
+def test_golden_names_of_the_published_base_files(tmp_path, capsys):
+    """Every tensor of both kinds of file, under its name and in its shape, finds a place that no other one has."""
+    generator = torch.Generator().manual_seed(0)
+    pretrained, finetuned = listing("Pre-training model"), listing("Fine-tuning model")
+    assert (len(pretrained), len(finetuned)) == (540, 370)
+    for name, shapes in (("pretrained", pretrained), ("finetuned", finetuned)):
+        weights = {tensor: torch.randn(shape, generator=generator) for tensor, shape in shapes.items()}
+        torch.save({"model": weights, "epoch": 99, "args": argparse.Namespace(lr=3e-4)}, tmp_path / f"{name}.pth")
+    model = create_model("hicmae_base")
+    start_from(model, tmp_path / "pretrained.pth")
+    classifier = published_classifier(tmp_path / "finetuned.pth")
+    assert not capsys.readouterr().err  # nothing new and nothing left out
+    for module, count in ((model, 99_609_344), (classifier, 80_792_602)):
+        assert sum(parameter.numel() for parameter in module.parameters()) == count
+        deviations = torch.stack([p.std() for p in module.parameters() if p.numel() > 1000])
+        assert ((deviations - 1).abs() < 0.2).all()  # what stands there came from the file

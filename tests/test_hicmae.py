@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs
-from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.hicmae import HiCMAE, patches_audio, patches_video, valid_audio_tokens
 from affekt.pretrain.layers import attend
 from affekt.pretrain.masks import random_mask, tube_mask
 from affekt.pretrain.objectives import contrastive_loss, reconstruction_loss
@@ -77,7 +77,7 @@ def test_patches_round_trip():
 def test_only_visible_tokens_are_embedded(model):
     inputs, mask_video, mask_audio = make_inputs(model)
     before, _ = model.reconstruct(inputs, mask_video, mask_audio)
-    patches = model.patches_video(inputs)
+    patches = patches_video(inputs, model.settings)
     patches = patches.scatter(1, mask_video.ids_mask[..., None].expand(-1, -1, patches.shape[-1]), 1e3)
     s = model.settings
     inputs = replace(inputs, video=unpatchify_video(patches, s.grid_video, s.tubelet_size, s.patch_size))
@@ -100,7 +100,7 @@ def test_a_clip_without_sound_changes_nothing_else(model):
 def test_absent_context_equals_no_context(model):
     """A gated clip in a mixed batch comes out as from a fusion that has no second stream at all."""
     inputs, mask_video, mask_audio = make_inputs(model, has_audio=(True, False, True))
-    layers = model.encoder_video(model.patches_video(inputs), mask_video.ids_keep)
+    layers = model.encoder_video(patches_video(inputs, model.settings), mask_video.ids_keep)
     x = model.encoder_video.norm(layers[-1])
     audio = torch.randn(3, mask_audio.ids_keep.shape[1], x.shape[-1])
     fused, _ = model.encoder_fusion(x, audio, inputs.has_video, inputs.has_audio)
@@ -156,7 +156,7 @@ def test_a_sound_shorter_than_the_visible_share_brings_no_padding_along(model):
     """One clip has 8 real tokens of 32 and 16 are visible: what stands in the padding changes nothing anywhere."""
     inputs, mask_video, _ = make_inputs(model)
     inputs = replace(inputs, audio_frames=torch.tensor([64, 16, 64]))
-    valid = model.valid_audio_tokens(inputs.audio_frames)
+    valid = valid_audio_tokens(inputs.audio_frames, model.settings)
     mask_audio = random_mask(torch.arange(3), 32, 0.5, valid)
     assert mask_audio.valid_keep.sum(1).tolist() == [16, 8, 16]
     first = model(inputs, mask_video, mask_audio)
@@ -181,8 +181,10 @@ def test_the_last_block_finishes_hidden_tokens_alone(model):
     inputs, mask_video, mask_audio = make_inputs(model)
     predictions, taps = model.reconstruct(inputs, mask_video, mask_audio)
     decoder, ids_keep, ids_mask = model.decoder_audio, mask_audio.ids_keep, mask_audio.ids_mask
-    video = model.encoder_video.norm(model.encoder_video(model.patches_video(inputs), mask_video.ids_keep)[-1])
-    audio = model.encoder_audio.norm(model.encoder_audio(model.patches_audio(inputs), ids_keep)[-1])
+    video = model.encoder_video.norm(
+        model.encoder_video(patches_video(inputs, model.settings), mask_video.ids_keep)[-1]
+    )
+    audio = model.encoder_audio.norm(model.encoder_audio(patches_audio(inputs, model.settings), ids_keep)[-1])
     _, fused = model.encoder_fusion(video, audio, inputs.has_video, inputs.has_audio)
     positions = decoder.pos_embed[0]
     x = torch.cat((decoder.decoder_embed(fused) + positions[ids_keep], decoder.mask_token + positions[ids_mask]), 1)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from affekt.data.transforms import Inputs, normalise_picture
+from affekt.pretrain.hicmae import patches_audio, patches_video
 from affekt.pretrain.masks import random_mask, tube_mask
 from affekt.pretrain.patches import gather_tokens, standardise_audio, video_target
 from affekt.pretrain.pictures import HIDDEN_GREY, audio_images, reconstruction_picture, video_images
@@ -28,7 +29,7 @@ def make(frame_difference=True, has_video=(True, True)):
 @pytest.mark.parametrize("frame_difference", [True, False])
 def test_the_right_prediction_shows_the_pixels_themselves(frame_difference):
     model, pixels, inputs, mask, _ = make(frame_difference)
-    hidden = gather_tokens(model.patches_video(inputs), mask.ids_mask)
+    hidden = gather_tokens(patches_video(inputs, model.settings), mask.ids_mask)
     prediction = video_target(hidden, model.settings.tubelet_size, frame_difference)
     images = video_images(model, inputs, prediction, mask, clip=1)
     first = pixels[1, :, 0].permute(1, 2, 0).numpy() / 255
@@ -41,7 +42,7 @@ def test_the_right_prediction_shows_the_pixels_themselves(frame_difference):
 
 def test_the_right_prediction_shows_the_spectrogram_itself():
     model, _, inputs, _, mask = make()
-    prediction, *_ = standardise_audio(gather_tokens(model.patches_audio(inputs), mask.ids_mask))
+    prediction, *_ = standardise_audio(gather_tokens(patches_audio(inputs, model.settings), mask.ids_mask))
     images = audio_images(model, inputs, prediction, mask, clip=1)
     np.testing.assert_allclose(images["target"], inputs.audio[1, 0].numpy(), atol=1e-6)
     np.testing.assert_allclose(images["output"], images["target"], atol=1e-4)

@@ -11,7 +11,7 @@ import torch
 import affekt
 from affekt.cli import run
 from affekt.data.errors import CheckpointError, SettingsError
-from affekt.finetune.classifier import published_classifier
+from affekt.finetune.classifier import create_classifier, published_classifier
 from affekt.pretrain.export import load_encoder, published_encoder, start_from
 from affekt.pretrain.published import PREFIXES, our_name, read_published
 from affekt.pretrain.registry import create_model
@@ -83,14 +83,23 @@ def test_a_finetuning_file_gives_encoder_and_classifier(model, write, capsys):
     told = classifier_tensors()
     path = write("finetuned.pth", key="module", drop="decoder_", **told)
     published = read_published(path)
-    classifier = published_classifier(published, published_encoder(published))
+    classifier = published_classifier(path)
+    assert not capsys.readouterr().err
+    encoder = published_encoder(published)
+    told_left = "6 tensors are left out: fc_norm, head, layer_weights_audio, layer_weights_video"
+    assert told_left in capsys.readouterr().err
+    assert all(torch.equal(v, encoder.state_dict()[name]) for name, v in classifier.encoder.state_dict().items())
     assert torch.equal(classifier.heads["both"].linear.weight, told["head.weight"])
     assert torch.equal(classifier.heads["both"].norm.bias, told["fc_norm.bias"])
     assert torch.equal(classifier.layer_weights_audio, told["audio_layer_weights"])
     start_from(create_model("hicmae_base", **SMALL), path)
     assert "tensors are new: decoder_audio, decoder_video" in capsys.readouterr().err
     with pytest.raises(SettingsError, match="no classifier"):
-        published_classifier(read_published(write()), classifier.encoder)
+        published_classifier(write())
+    fresh = create_classifier(path, outputs=4)
+    assert set(fresh.heads) == {"both", "video", "audio"} and fresh.heads["audio"].linear.weight.shape == (4, 128)
+    assert torch.equal(fresh.encoder.encoder_video.norm.bias, encoder.state_dict()["encoder_video.norm.bias"])
+    assert torch.equal(fresh.layer_weights_video, torch.full((10,), 0.1))
 
 
 def test_load_and_export_take_a_published_file(model, write, tmp_path, capsys):
