@@ -8,8 +8,9 @@ import simplejpeg
 import soundfile
 from pydantic import Field
 
+from affekt.data.samples import Sample
 from affekt.data.settings import Settings
-from affekt.data.shards import Sample, SampleError, ShardIndex
+from affekt.data.shards import SampleError, ShardIndex
 
 # Of a log-mel frame at 16 kHz, in samples: 25 ms long, every 10 ms (Kaldi's defaults).
 FRAME_LENGTH, FRAME_SHIFT = 400, 160

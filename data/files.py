@@ -36,7 +36,7 @@ def committed(path: Path) -> Iterator[BinaryIO]:
 # What each command's folder holds at its top, so that no command writes into another's.
 MARKS = {
     "synth.json": "a corpus of `affekt synth`",
-    "index.jsonl": "shards",
+    "index.safetensors": "shards",
     "quarantine.jsonl": "shards",
     "metrics.jsonl": "a run of `affekt pretrain`",
     "config.json": "an export",

@@ -134,7 +134,7 @@ def train_loader(
         raise SettingsError(f"a global batch of {global_batch} clips cannot be shared evenly by {world_size} processes")
     _check_window(index, window)
     positions = np.arange(len(index.samples)) if indices is None else np.asarray(indices, np.int64)
-    plan = Plan(np.array([sample.shard for sample in index.samples]), positions, global_batch, seed)
+    plan = Plan(index.samples.shard, positions, global_batch, seed)
     batches = _TrainBatches(index, window, plan, rank, world_size, streams, augment or Augment())
     return TrainLoader(batches, start_step, total_steps, workers)
 

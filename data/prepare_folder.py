@@ -115,7 +115,7 @@ class PrepareFolder:
 
     def _empty(self) -> None:
         """Remove what `prepare` writes, and nothing else."""
-        for pattern in ("index.jsonl", "shard-*.tar", "shard-*.jsonl", QUARANTINE, SUMMARY, SETTINGS):
+        for pattern in (INDEX_NAME, "shard-*.tar", "shard-*.jsonl", QUARANTINE, SUMMARY, SETTINGS):
             for path in self.path.glob(pattern):
                 path.unlink()
         self.remove_notes()

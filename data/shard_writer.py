@@ -13,7 +13,8 @@ from webdataset import TarWriter
 from affekt import __version__
 from affekt.data.errors import DataError
 from affekt.data.files import committed
-from affekt.data.shards import FORMAT, INDEX_NAME, MEMBERS, VERSION, ShardIndex
+from affekt.data.samples import FORMAT, MEMBERS, VERSION, write_samples
+from affekt.data.shards import INDEX_NAME, ShardIndex
 
 # A dot ends the clip's name for webdataset, a slash makes folders of it, control characters fool terminals.
 BAD_ID = re.compile(r"[./\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -53,7 +54,7 @@ class ShardWriter:
             file.writelines(_line(row) for row in ({"format": FORMAT, "version": VERSION, "shard": entry}, *rows))
 
     def finish(self, header: dict[str, Any]) -> ShardIndex:
-        """Merge the sidecars into `index.jsonl`, remove them, and return the opened index.
+        """Merge the sidecars into the index, remove them, and return it opened.
 
         `header` states size, fps, sample_rate, picture and the settings of the preparation. Raises DataError for a
         shard number that is left out, an id that two shards hold, or when there is not one clip.
@@ -62,21 +63,18 @@ class ShardWriter:
         if numbers != list(range(len(numbers))):
             missing = sorted(set(range(numbers[-1])) - set(numbers))
             raise DataError(f"{self.folder}: shards {missing[:5]} are not written yet; run the same command again")
-        shards, lines, seen = [], [], {}
+        shards, seen = [], {}
         for number in numbers:
             entry, rows = read_sidecar(self.folder, number)
             shards.append(entry)
             for row in rows:
                 if seen.setdefault(row["id"], number) != number:
                     raise DataError(f"{self.folder}: clip {row['id']} is in shards {seen[row['id']]} and {number}")
-                lines.append(_line(row))
-        if not lines:
+        if not seen:
             raise DataError(f"{self.folder}: not one usable clip; see quarantine.jsonl for the causes")
-        digest = hashlib.sha256(b"".join(lines)).hexdigest()
-        fixed = {"format": FORMAT, "version": VERSION, "affekt": __version__}
         with committed(self.folder / INDEX_NAME) as file:
-            file.write(_line({**fixed, **header, "rows_sha256": digest, "shards": shards}))
-            file.writelines(lines)
+            rows = (read_sidecar(self.folder, number)[1] for number in numbers)  # again: all at once would not fit
+            write_samples(file.name, {"affekt": __version__, **header, "shards": shards}, rows)
         for number in numbers:
             sidecar_path(self.folder, number).unlink()
         return ShardIndex.open(self.folder)

@@ -2,23 +2,21 @@
 
 A damaged tar reads as a shorter one without a complaint, so nothing here walks through tar headers: members are read by
 the byte ranges of the index and checked against its checksums. `Sample` is one clip of the index, `ShardIndex` reads.
-The folder holds `shard-000000.tar ...` and `index.jsonl`: a header line, then one line per clip.
+The folder holds `shard-000000.tar ...` and `index.safetensors` (`affekt.data.samples`).
 """
 
 import errno
 import hashlib
-import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affekt.data.errors import DataError
-from affekt.data.files import check_version
+import numpy as np
 
-FORMAT, VERSION = "affekt-index", "1.0"
-MEMBERS = ("mjpeg", "mp4", "flac", "json")
-INDEX_NAME = "index.jsonl"
+from affekt.data.errors import DataError
+from affekt.data.samples import Sample, Samples, open_samples
+
+INDEX_NAME = "index.safetensors"
 MAX_OPEN_SHARDS = 32
 
 
@@ -30,88 +28,38 @@ class SampleError(DataError):
         self.cause = cause
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One clip: where its bytes lie and what they hold. `duration` in seconds; `frames`, `samples` 0 when absent.
-
-    `members` maps a kind (`mjpeg`, `mp4`, `flac`, `json`) to offset, size and sha256 in the shard's file.
-    `frame_sizes` are the byte lengths of the JPEG pictures that follow each other in an `mjpeg` member.
-    """
-
-    id: str
-    shard: int
-    members: dict[str, tuple[int, int, str]]
-    frames: int
-    samples: int
-    duration: float
-    flags: tuple[str, ...]
-    frame_sizes: tuple[int, ...]
-    source_sha256: str
-    meta: dict[str, Any]
-
-    @property
-    def has_video(self) -> bool:
-        return self.frames > 0
-
-    @property
-    def has_audio(self) -> bool:
-        return self.samples > 0
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> "Sample":
-        """Read an index row; keys that a newer minor version added are ignored."""
-        return cls(
-            id=row["id"],
-            shard=int(row["shard"]),
-            members={name: (int(o), int(n), str(digest)) for name, (o, n, digest) in row["members"].items()},
-            frames=int(row["frames"]),
-            samples=int(row["samples"]),
-            duration=float(row["duration"]),
-            flags=tuple(row["flags"]),
-            frame_sizes=tuple(row["frame_sizes"]),
-            source_sha256=row["source_sha256"],
-            meta=row["meta"],
-        )
-
-
 class ShardIndex:
     """The clips of a folder of shards. Cheap to pickle: another process opens the folder again.
 
-    `fingerprint` is the sha256 of the index file, which contains the checksums of all members and shards.
+    `fingerprint` stands for the whole index, which contains the checksums of all members and shards.
     """
 
-    def __init__(self, root: Path, header: dict[str, Any], samples: list[Sample], fingerprint: str):
+    def __init__(self, root: Path, header: dict[str, Any], samples: Samples, fingerprint: str):
         self.root, self.header, self.samples, self.fingerprint = root, header, samples, fingerprint
         self._open: dict[int, int] = {}  # shard -> file descriptor, the least recently used first
 
     @classmethod
-    def open(cls, folder: str | Path) -> "ShardIndex":
-        """Read the index and compare it with the shards that lie beside it.
+    def open(cls, folder: str | Path, check: bool = True) -> "ShardIndex":
+        """Map the index and compare it with its checksum and with the shards that lie beside it; another process that
+        opens what was checked already leaves that out (`check`).
 
         Raises DataError when the index is missing, damaged or of another major version, or a shard is missing or has
         another size than it was written with.
         """
         path = Path(folder) / INDEX_NAME
         try:
-            content = path.read_bytes()
+            header, samples, fingerprint = open_samples(path, check)
+            if check:
+                _check_shards(Path(folder), header, samples)
         except OSError as error:
             raise DataError(
                 f"{path}: {error.strerror}; `affekt prepare SRC {folder}` writes it when all clips are done"
             ) from None
-        head, _, rest = content.partition(b"\n")
-        try:
-            header = json.loads(head)
-        except ValueError as error:
-            raise DataError(f"{path}: line 1 is damaged: {error}") from None
-        check_version(header, FORMAT, VERSION, path)
-        try:
-            samples = _read_rows(header, rest, path)
-            _check_shards(Path(folder), header, samples)
-        except (LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: damaged: {type(error).__name__} {error}; copy it again or prepare again"
             ) from None
-        return cls(Path(folder), header, samples, hashlib.sha256(content).hexdigest())
+        return cls(Path(folder), header, samples, fingerprint)
 
     def shard_name(self, sample: Sample) -> str:
         return self.header["shards"][sample.shard]["name"]
@@ -161,17 +109,10 @@ class ShardIndex:
         return descriptor
 
 
-def _read_rows(header: dict[str, Any], content: bytes, path: Path) -> list[Sample]:
-    if hashlib.sha256(content).hexdigest() != header["rows_sha256"]:
-        raise DataError(f"{path}: the lines below the header are not those it was written with; copy it again")
-    samples = [Sample.from_row(json.loads(line)) for line in content.splitlines()]
+def _check_shards(folder: Path, header: dict[str, Any], samples: Samples) -> None:
     expected = sum(shard["samples"] for shard in header["shards"])
     if len(samples) != expected:
-        raise DataError(f"{path}: {len(samples)} clips, the header counts {expected}")
-    return samples
-
-
-def _check_shards(folder: Path, header: dict[str, Any], samples: list[Sample]) -> None:
+        raise ValueError(f"{len(samples)} clips, the header counts {expected}")
     for shard in header["shards"]:
         name = shard["name"]
         if Path(name).name != name:
@@ -182,15 +123,13 @@ def _check_shards(folder: Path, header: dict[str, Any], samples: list[Sample]) -
             raise DataError(f"{folder / name}: {error.strerror}; copy the shard again or prepare again") from None
         if size != shard["bytes"]:
             raise DataError(f"{folder / name}: {size} bytes, written were {shard['bytes']}; copy the shard again")
-    for sample in samples:
-        end = header["shards"][sample.shard]["bytes"]
-        for member, (offset, size, _) in sample.members.items():
-            if offset < 0 or size < 0 or offset + size > end:
-                raise DataError(f"{folder / INDEX_NAME}: clip {sample.id}: {member} lies outside its shard")
+    outside = samples.outside(np.array([shard["bytes"] for shard in header["shards"]]))
+    if outside is not None:
+        raise ValueError(f"clip {samples[outside].id} lies outside its shard")
 
 
 def _reopen(root: Path, fingerprint: str) -> ShardIndex:
-    index = ShardIndex.open(root)
+    index = ShardIndex.open(root, check=False)
     if index.fingerprint != fingerprint:
         raise DataError(f"{root / INDEX_NAME}: changed while it was in use")
     return index

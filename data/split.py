@@ -1,6 +1,7 @@
 """Which clips belong to which side: selected by metadata, held out by whole groups, and checked to be disjoint."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,15 +16,18 @@ def where(index: ShardIndex, conditions: dict[str, Sequence[str] | str]) -> list
     `id` is a field too; values are compared as text. Raises SettingsError for a field that no clip has.
     """
     allowed = {field: {str(v) for v in _listed(values)} for field, values in conditions.items()}
+    found: set[str] = set()
+    positions = []
+    for position, row in enumerate(index.samples.rows() if allowed else [{}] * len(index.samples)):
+        values = {field: _value(row, field) for field in allowed}
+        found.update(field for field, value in values.items() if value is not None)
+        if all(values[field] in accepted for field, accepted in allowed.items()):
+            positions.append(position)
     for field in allowed:
-        if not any(_value(sample, field) is not None for sample in index.samples):
-            known = sorted({"id"}.union(*(sample.meta for sample in index.samples)))
+        if field not in found:
+            known = sorted({"id"}.union(*(row["meta"] for row in index.samples.rows())))
             raise SettingsError(f"{index.root}: no clip has the metadata `{field}`; known here: {', '.join(known)}")
-    return [
-        position
-        for position, sample in enumerate(index.samples)
-        if all(_value(sample, field) in values for field, values in allowed.items())
-    ]
+    return positions
 
 
 def group_fraction(
@@ -64,7 +68,8 @@ def assert_disjoint(index: ShardIndex, a: Sequence[int], b: Sequence[int], field
 
 def assert_no_shared_source(index: ShardIndex, a: Sequence[int], b: Sequence[int]) -> None:
     """Raises SettingsError when a clip of one side was made from the same file as one of the other."""
-    ours, theirs = ({index.samples[p].source_sha256: index.samples[p].id for p in side} for side in (a, b))
+    rows = ([index.samples.row(p) for p in side] for side in (a, b))
+    ours, theirs = ({row["source_sha256"]: row["id"] for row in side} for side in rows)
     for shared in sorted(ours.keys() & theirs.keys() - {""})[:1]:
         raise SettingsError(
             f"{index.root}: the clips {ours[shared]} and {theirs[shared]} stand on two sides and were made from the "
@@ -73,16 +78,15 @@ def assert_no_shared_source(index: ShardIndex, a: Sequence[int], b: Sequence[int
 
 
 def _group_of(index: ShardIndex, position: int, field: str) -> str:
-    value = _value(index.samples[position], field)
+    row = index.samples.row(position)
+    value = _value(row, field)
     if value is None:
-        raise SettingsError(
-            f"{index.root}: clip {index.samples[position].id} has no `{field}`, so sides cannot be kept apart by it"
-        )
+        raise SettingsError(f"{index.root}: clip {row['id']} has no `{field}`, so sides cannot be kept apart by it")
     return value
 
 
-def _value(sample, field: str) -> str | None:
-    value = sample.id if field == "id" else sample.meta.get(field)
+def _value(row: dict[str, Any], field: str) -> str | None:
+    value = row["id"] if field == "id" else row["meta"].get(field)
     return None if value is None or value == "" else str(value)
 
 

@@ -10,7 +10,8 @@ import simplejpeg
 import torch
 
 from affekt.data.decode import Window, decode_window
-from affekt.data.shards import Sample, ShardIndex
+from affekt.data.samples import Sample
+from affekt.data.shards import ShardIndex
 from affekt.data.transforms import log_mel
 from affekt.finetune.page import card, data_uri, grid
 

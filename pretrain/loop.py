@@ -201,15 +201,16 @@ def training_positions(index: ShardIndex, settings: PretrainSettings) -> list[in
     data, streams = settings.data, settings.model.streams
     positions = where(index, data.include)
     if streams == "both":
-        positions = [i for i in positions if index.samples[i].has_video or index.samples[i].has_audio]
+        has = index.samples.has_video | index.samples.has_audio
     else:
-        positions = [i for i in positions if getattr(index.samples[i], f"has_{streams}")]
+        has = getattr(index.samples, f"has_{streams}")
+    positions = [i for i in positions if has[i]]
     if not positions:
         raise DataError(
             f"{data.shards}: no clip with {streams} and {data.include or 'any metadata'}; see its summary.json"
         )
     for stream in ("video", "audio") if streams == "both" else ():
-        if not any(getattr(index.samples[i], f"has_{stream}") for i in positions):
+        if not getattr(index.samples, f"has_{stream}")[positions].any():
             other = "audio" if stream == "video" else "video"
             raise DataError(
                 f"{data.shards}: not one clip to learn from has {stream}, so half of the model would stay random; "

@@ -15,18 +15,18 @@ LISTS = ("ids", "sources", "speakers", "licences", "data_sets")
 
 def seen_data(index: ShardIndex, positions: list[int]) -> dict[str, Any]:
     """What the weights will have seen, kept beside them so that a later evaluation can refuse an overlap."""
-    samples = [index.samples[i] for i in positions]
+    rows = [index.samples.row(i) for i in positions]
 
     def distinct(field: str) -> list[str]:
-        return sorted({str(sample.meta[field]) for sample in samples if sample.meta.get(field)})
+        return sorted({str(row["meta"][field]) for row in rows if row["meta"].get(field)})
 
     return {
-        "ids": sorted(sample.id for sample in samples),
-        "sources": sorted({sample.source_sha256 for sample in samples if sample.source_sha256}),
+        "ids": sorted(row["id"] for row in rows),
+        "sources": sorted({row["source_sha256"] for row in rows} - {""}),
         "speakers": distinct("speaker"),
         "licences": distinct("licence"),
         "data_sets": distinct("data_set"),
-        "without_speaker": sum(not sample.meta.get("speaker") for sample in samples),
+        "without_speaker": sum(not row["meta"].get("speaker") for row in rows),
         "fingerprint": index.fingerprint,
         "prepare": index.header["prepare"],
     }

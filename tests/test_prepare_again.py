@@ -86,7 +86,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(voices, straight, tmp_path
         _, errors = run.communicate(timeout=20)
         assert run.returncode == -how, errors
         assert workers and gone(workers), "workers outlive the run"
-        assert len(list(out.glob("shard-*.tar"))) == stop_at // 3 and not (out / "index.jsonl").exists()
+        assert len(list(out.glob("shard-*.tar"))) == stop_at // 3 and not (out / "index.safetensors").exists()
         if how == signal.SIGINT:
             assert not list(out.rglob("*.partial"))
     summary = prepare(voices, out, settings(clips_per_shard=3), workers=1)
@@ -197,7 +197,7 @@ def test_a_file_size_limit_is_a_full_disk_to_us(voices, straight, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "victim", ["shard-000002.tar", "shard-000001.jsonl", "000001.json", "quarantine.jsonl", "index.jsonl"]
+    "victim", ["shard-000002.tar", "shard-000001.jsonl", "000001.json", "quarantine.jsonl", "index.safetensors"]
 )
 def test_a_full_disk_at_any_file_leaves_what_is_finished(voices, straight, tmp_path, monkeypatch, victim):
     sync, out = os.fsync, tmp_path / "out"
@@ -211,7 +211,7 @@ def test_a_full_disk_at_any_file_leaves_what_is_finished(voices, straight, tmp_p
         patch.setattr(os, "fsync", full)
         with pytest.raises(DataError, match=f"{victim}: cannot be written: No space left on device"):
             prepare(voices, out, settings(clips_per_shard=3), workers=2)
-    assert not list(out.rglob("*.partial")) and not (out / "index.jsonl").exists() and not children()
+    assert not list(out.rglob("*.partial")) and not (out / "index.safetensors").exists() and not children()
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
     prepare(voices, out, settings(clips_per_shard=3), workers=2)
     assert digests(out) == digests(straight)

@@ -2,7 +2,6 @@
 
 import copy
 import errno
-import hashlib
 import json
 import os
 import pickle
@@ -12,9 +11,12 @@ import subprocess
 import sys
 import tarfile
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import webdataset
 
+from affekt.data import samples
 from affekt.data.errors import DataError
 from affekt.data.shard_writer import ShardWriter, read_sidecar
 from affekt.data.shards import SampleError, ShardIndex
@@ -35,9 +37,13 @@ def write(folder, shards=(("a", "b"), ("c",))):
     return writer.finish(HEADER)
 
 
-def rewrite_header(folder, **changes):
-    head, _, rest = (folder / "index.jsonl").read_bytes().partition(b"\n")
-    (folder / "index.jsonl").write_bytes(json.dumps(json.loads(head) | changes).encode() + b"\n" + rest)
+def rewrite_index(folder, columns=(), **changes):
+    """Other entries of the header, and other or more columns, written as any program could."""
+    path = folder / "index.safetensors"
+    with safetensors.safe_open(path, "np") as file:
+        header = json.loads(file.metadata()["affekt"]) | changes
+    columns = safetensors.numpy.load_file(path) | dict(columns)
+    safetensors.numpy.save_file(columns, path, {"affekt": json.dumps(header)})
 
 
 def test_what_was_written_is_read_back(tmp_path):
@@ -50,7 +56,8 @@ def test_what_was_written_is_read_back(tmp_path):
     assert first.has_video and first.has_audio
     assert [index.read(s, "flac") for s in index.samples] == [b"sound of a", b"sound of b", b"sound of c"]
     assert json.loads(index.read(first, "json"))["meta"]["speaker"] == "anna"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.jsonl", "shard-000000.tar", "shard-000001.tar"]
+    names = ["index.safetensors", "shard-000000.tar", "shard-000001.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     index.verify()
 
 
@@ -169,23 +176,51 @@ def test_missing_cut_and_swapped_shards_are_refused_on_opening(tmp_path):
 
 def test_a_damaged_index_is_refused(tmp_path):
     write(tmp_path)
-    path = tmp_path / "index.jsonl"
+    path = tmp_path / "index.safetensors"
     content = path.read_bytes()
-    lines = content.splitlines(keepends=True)
+    start = 8 + int.from_bytes(content[:8], "little")
+    places = random.Random(0).sample(range(start, len(content)), 50)
+    flipped = [content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :] for place in places]
     for damaged in (
-        b"".join(lines[:-1]),
-        content.replace(b"anna", b"otto", 1),
-        b"\n" + content,
-        b"{}\n",
-        b"[]\n",
+        *flipped,
+        content[:-1],
+        content[:start],
+        content[:8],
         b"",
-        content.replace(b'"rows_sha256"', b'"rows"'),
+        bytes(100),
+        b"\xff" * 100,
+        content.replace(b"anna", b"otto", 1),
+        content.replace(b"columns_sha256", b"columns_sha255", 1),
+        content.replace(b'"U8"', b'"I8"', 1),
+        content.replace(b'"shard"', b'"shart"', 1),
+        content.replace(b"affekt-index", b"another-text", 1),
     ):
+        assert damaged != content
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"index\.jsonl"):
+        with pytest.raises(DataError, match=r"index\.safetensors"):
             ShardIndex.open(tmp_path)
     path.unlink()
     with pytest.raises(DataError, match="affekt prepare"):
+        ShardIndex.open(tmp_path)
+
+
+def test_columns_that_contradict_each_other_are_refused(tmp_path):
+    """With a checksum that is right, as a program with a mistake would write them."""
+    index = write(tmp_path)
+    columns = safetensors.numpy.load_file(tmp_path / "index.safetensors")
+    for name, values, told in (
+        ("member_offset", columns["member_offset"] + 10**6, "clip a lies outside its shard"),
+        ("shard", columns["shard"] + 5, "shard 6 of 2"),
+        ("text_end", columns["text_end"][::-1].copy(), "text_end"),
+        ("frame_end", columns["frame_end"] + 1, "frame_end"),
+        ("frames", columns["frames"][:2], r"columns of \[2, 3\] clips"),
+    ):
+        changed = {**columns, name: values}
+        rewrite_index(tmp_path, changed, columns_sha256=samples._digest(changed))
+        with pytest.raises(DataError, match=told):
+            ShardIndex.open(tmp_path)
+    rewrite_index(tmp_path, columns, columns_sha256=index.header["columns_sha256"], shards=index.header["shards"][:1])
+    with pytest.raises(DataError, match="damaged"):
         ShardIndex.open(tmp_path)
 
 
@@ -193,27 +228,19 @@ def test_an_index_cannot_point_outside_its_folder(tmp_path):
     index = write(tmp_path / "shards")
     (tmp_path / "secret").write_bytes(b"x" * 10240)
     entry = {**index.header["shards"][0], "name": "../secret", "bytes": 10240}
-    rewrite_header(tmp_path / "shards", shards=[entry, index.header["shards"][1]])
+    rewrite_index(tmp_path / "shards", shards=[entry, index.header["shards"][1]])
     with pytest.raises(DataError, match="does not lie in the folder"):
         ShardIndex.open(tmp_path / "shards")
 
 
 def test_versions(tmp_path):
+    """A newer minor version may add entries to the header and columns."""
     write(tmp_path)
-    rewrite_header(tmp_path, version="1.7", something_new=[1, 2])
-    assert len(ShardIndex.open(tmp_path).samples) == 3
-    rewrite_header(tmp_path, version="2.0", affekt="9.9")
-    with pytest.raises(DataError, match=r"version 2\.0, this affekt reads 1\.x.*use the affekt.*9\.9"):
-        ShardIndex.open(tmp_path)
-
-
-def test_rows_of_a_newer_minor_version_are_read(tmp_path):
-    write(tmp_path)
-    head, *rows = map(json.loads, (tmp_path / "index.jsonl").read_text().splitlines())
-    lines = [json.dumps(row | {"depth": 3}).encode() + b"\n" for row in rows]
-    (tmp_path / "index.jsonl").write_bytes(json.dumps(head).encode() + b"\n" + b"".join(lines))
-    rewrite_header(tmp_path, version="1.1", rows_sha256=hashlib.sha256(b"".join(lines)).hexdigest())
+    rewrite_index(tmp_path, {"depth": np.arange(3)}, version="2.7", something_new=[1, 2])
     assert [s.id for s in ShardIndex.open(tmp_path).samples] == ["a", "b", "c"]
+    rewrite_index(tmp_path, version="3.0", affekt="9.9")
+    with pytest.raises(DataError, match=r"version 3\.0, this affekt reads 2\.x.*use the affekt.*9\.9"):
+        ShardIndex.open(tmp_path)
 
 
 def test_a_full_disk_leaves_the_earlier_shards(tmp_path):
@@ -280,9 +307,39 @@ def test_a_pickled_index_opens_the_folder_again(tmp_path):
     assert len(pickle.dumps(index)) < 1000
     again = copy.copy(index)  # takes the same way as unpickling in a worker
     assert again.samples == index.samples and again.read(again.samples[2], "flac") == b"sound of c"
-    rewrite_header(tmp_path, prepare={"size": 9})
+    rewrite_index(tmp_path, prepare={"size": 9})
     with pytest.raises(DataError, match="changed while it was in use"):
         copy.copy(index)
+
+
+OPEN = """
+import sys
+from affekt.data.shards import ShardIndex
+
+def own():  # memory that no other process could share, in KiB; the first index brings the code along
+    return sum(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Private_Dirty"))
+
+few, many = sys.argv[1:]
+ShardIndex.open(few, check=False).samples[0]
+before = own()
+index = ShardIndex.open(many, check=False)
+print(own() - before, index.samples[19_999].id)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux tells how much memory is shared")
+def test_a_large_index_is_mapped_and_not_read(tmp_path):
+    """20,000 clips of 75 pictures: a loader's worker that opens them has next to nothing of its own to keep."""
+    write(tmp_path / "few")
+    (tmp_path / "many").mkdir()
+    row = {"shard": 0, "members": {"mjpeg": (0, 9, "ab" * 32)}, "frames": 75, "samples": 0, "duration": 3.0}
+    row |= {"flags": [], "frame_sizes": [3000] * 75, "source_sha256": "ab" * 32, "meta": {"speaker": "anna"}}
+    path = tmp_path / "many" / "index.safetensors"
+    samples.write_samples(path, {}, [[{**row, "id": f"clip{i}"} for i in range(20_000)]])
+    assert path.stat().st_size > 10 * 2**20
+    command = [sys.executable, "-c", OPEN, str(tmp_path / "few"), str(tmp_path / "many")]
+    kib, last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert last == "clip19999" and int(kib) < 1024
 
 
 def test_few_files_stay_open(tmp_path):

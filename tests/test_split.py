@@ -1,17 +1,23 @@
 """Selecting clips by metadata, holding out whole groups, and refusing a speaker on both sides."""
 
 import random
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from affekt.data.errors import SettingsError
+from affekt.data.samples import open_samples, write_samples
 from affekt.data.split import assert_disjoint, group_fraction, where
 
 
 def index_of(*metas):
-    samples = [SimpleNamespace(id=f"clip{i}", meta=meta) for i, meta in enumerate(metas)]
-    return SimpleNamespace(root="shards", samples=samples)
+    row = {"shard": 0, "members": {}, "frames": 0, "samples": 0, "duration": 0.0, "flags": [], "frame_sizes": []}
+    rows = [{**row, "id": f"clip{i}", "source_sha256": "", "meta": meta} for i, meta in enumerate(metas)]
+    with tempfile.NamedTemporaryFile() as file:
+        write_samples(file.name, {}, [rows])
+        return SimpleNamespace(root="shards", samples=open_samples(Path(file.name))[1])
 
 
 INDEX = index_of(
