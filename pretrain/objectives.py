@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -34,6 +35,7 @@ class _SquaredDistance(torch.autograd.Function):
         return torch.linalg.vector_norm(difference, dim=-1).square()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         return (2 * gradient[..., None] * difference).to(ctx.dtype), None
@@ -89,6 +91,7 @@ class _AllGather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)  # every rank's loss depends on our rows

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs
 from affekt.pretrain.hicmae import HiCMAE, patches_audio, patches_video, valid_audio_tokens
-from affekt.pretrain.layers import attend
+from affekt.pretrain.layers import LeanMlp, Mlp, attend
 from affekt.pretrain.masks import random_mask, tube_mask
 from affekt.pretrain.objectives import contrastive_loss, reconstruction_loss
 from affekt.pretrain.patches import (
@@ -63,6 +63,25 @@ def test_settings_name_the_way_out():
         create_model("hicmae_nano", patch_size=0)
     with pytest.raises(SettingsError, match=r"mask_ratio_video 0\.02 hides none of 36 tokens"):
         create_model("hicmae_nano", mask_ratio_video=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_lean_mlp_keeps_less_and_computes_the_same(dtype):
+    torch.manual_seed(0)
+    plain, lean = Mlp(32, 128), LeanMlp(32, 128)
+    lean.load_state_dict(plain.state_dict())
+    found = []
+    for module in (plain, lean):
+        x, kept = torch.randn(4, 16, 32, generator=torch.Generator().manual_seed(1)).requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                out = module(x)
+        out.float().square().sum().backward()
+        gradients = [parameter.grad for parameter in module.parameters()]
+        found.append(([out, x.grad, *gradients], sum(t.numel() == 4 * 16 * 128 for t in kept)))
+    assert all(map(torch.equal, found[0][0], found[1][0]))
+    # Before and after the activation; the checkpoint holds its argument, which is the first of them, and no more.
+    assert [count for _, count in found] == [2, 0]
 
 
 def test_patches_round_trip():

@@ -86,6 +86,24 @@ def seed() -> int:
     return seed
 
 
+def test_reconstruction_is_the_mean_square_slowly_written_out(seed):
+    generator = torch.Generator().manual_seed(seed)
+    prediction, target = (torch.randn(3, 4, 5, dtype=torch.float64, generator=generator) for _ in range(2))
+    weight = (torch.rand(3, 4, generator=generator) > 0.4).double()
+    weight[0, 0], prediction.requires_grad = 1, True
+    pairs = [(b, m) for b in range(3) for m in range(4) if weight[b, m]]
+    slow = sum(((prediction[b, m] - target[b, m]) ** 2).sum() for b, m in pairs) / (5 * len(pairs))
+    torch.testing.assert_close(reconstruction_loss(prediction, target, weight), slow)
+    assert torch.autograd.gradcheck(lambda x: reconstruction_loss(x, target, weight), prediction)
+    rounded = prediction.detach().bfloat16().requires_grad_()
+    loss = reconstruction_loss(rounded, target.float(), weight.float())
+    (gradient,) = torch.autograd.grad(loss, rounded)
+    assert loss.dtype == torch.float32 and gradient.dtype == torch.bfloat16
+    wide = rounded.detach().double().requires_grad_()
+    (exact,) = torch.autograd.grad(reconstruction_loss(wide, target, weight), wide)
+    torch.testing.assert_close(gradient.double(), exact, rtol=2**-8, atol=0)
+
+
 def test_two_ranks_equal_one_process(seed):
     print(f"seed {seed}")
     assert two_ranks(seed) == pytest.approx(one_process(seed), rel=1e-6)
