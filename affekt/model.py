@@ -56,7 +56,9 @@ class Model:
             for stream, x in self.encoder.embed(batch.to(self.device)).items():
                 per_window.setdefault(stream, []).append(x)
         means = {stream: torch.cat(parts).mean(0) for stream, parts in per_window.items()}
-        known = {stream: normalize(x, dim=0).cpu() for stream, x in means.items() if not x.isnan().any()}
+        present = {"video": clip.frames is not None, "audio": clip.waveform is not None}
+        present["both"] = all(present.values())
+        known = {stream: normalize(x, dim=0).cpu() for stream, x in means.items() if present[stream]}
         if not known:
             raise DataError(f"{name}: holds no stream of this encoder, which knows {self.streams}")
         return known

@@ -69,13 +69,19 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["base", "small", "tiny", "nano"], default="base")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of our step; the twin's is fp32")
-    parser.add_argument("--batch", type=int, nargs="+", default=[8], metavar="CLIPS")
-    parser.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=positive, nargs="+", default=[8], metavar="CLIPS")
+    parser.add_argument("--threads", type=positive, help="default: torch's own choice")
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--compile", action="store_true", help="torch.compile our forward pass, losses and gradients")
     parser.add_argument("--profile", action="store_true", help="print the slowest operators; always done on CUDA")
     parser.add_argument("--only-ours", action="store_true", help="our step alone: its peak memory as a line of JSON")
     return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+    return int(text)
 
 
 class OurStep:
@@ -136,7 +142,8 @@ def run_alone(arguments: argparse.Namespace) -> dict[int, dict[str, float]]:
     """`measure_alone` for every batch size, each in a process of its own; those that fail are left out."""
     table = Table("Clips", "Clips per second", "Peak memory, GiB", title=f"Our step alone, {arguments.size}")
     command = [sys.executable, "-m", "benchmarks.step", "--only-ours", "--size", arguments.size]
-    command += ["--dtype", arguments.dtype, "--threads", str(arguments.threads), *["--compile"] * arguments.compile]
+    command += ["--dtype", arguments.dtype, *["--compile"] * arguments.compile]
+    command += ["--threads", str(arguments.threads)] if arguments.threads else []
     results = {}
     for batch in arguments.batch:
         child = subprocess.run([*command, "--batch", str(batch)], capture_output=True, text=True)

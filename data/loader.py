@@ -31,7 +31,7 @@ class Augment(Settings):
     """What is varied of a training view. Each draws numbers of its own, so that one can be turned off alone."""
 
     crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (1.0, 0.875, 0.75, 0.66), min_length=1, description="sides of the crop"
+        (1.0, 0.875, 0.75, 0.66), min_length=1, description="sides of the crop; published: these four"
     )
     flip: bool = Field(False, description="mirror half of the views; off in HiCMAE")
     gain: bool = Field(True, description="loudness times Beta(10, 10) + 0.5; published: true, in tests too")

@@ -26,7 +26,9 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for the next step of the same shapes; for a trainer on a CPU.
 
     glibc returns large blocks to the kernel when they are freed, and every step would get its activations back page by
-    page: a third of the time of a base step on two cores. Elsewhere than on glibc nothing happens.
+    page: a third of the time of a base step on two cores. It holds for all that the process does from then on: its
+    memory stays at the peak, and above it where blocks of many sizes leave gaps. Elsewhere than on glibc nothing
+    happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

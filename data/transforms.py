@@ -78,10 +78,10 @@ def normalise_picture(video: Tensor) -> Tensor:
     return x.sub_(mean).div_(std).unflatten(-1, (width, 3)).movedim(-1, 1)
 
 
-@lru_cache(maxsize=8)
 def picture_constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (3,) of the colours, kept on the device: to copy them there would make the host wait."""
-    return torch.tensor(PICTURE_MEAN, device=device), torch.tensor(PICTURE_STD, device=device)
+    """Mean and deviation (3,) of the colours, filled in on the device: to copy them there would make the host wait."""
+    mean, std = ([torch.full((), x, device=device) for x in values] for values in (PICTURE_MEAN, PICTURE_STD))
+    return torch.stack(mean), torch.stack(std)
 
 
 def normalise_mel(mel: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Fine-tuning HiCMAE: hierarchical feature fusion over the encoders, and a head per set of streams that a clip has."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,68 +27,93 @@ class Classifier(nn.Module):
     stream alone: nothing stands in for what is absent. With `missing="token"` it is judged by `heads.both`, with a
     learned vector in place of the features of the absent stream.
 
-    `outputs` is the number of classes or dimensions. Raises SettingsError where `paths` has a stream that the encoder
-    was not trained on.
+    `outputs` is the number of classes or dimensions, `paths` the heads there are; by default all that the encoder
+    knows. Raises SettingsError for paths that it was not trained for, or that `missing="token"` leaves unused.
     """
 
     def __init__(
         self,
         encoder: Encoder,
         outputs: int,
-        paths: tuple[Streams, ...] = ("both", "video", "audio"),
+        paths: tuple[Streams, ...] | None = None,
         missing: Missing = "leave_out",
     ):
         super().__init__()
-        if encoder.streams != "both":
-            if set(paths) != {encoder.streams}:
-                raise SettingsError(f"the encoder knows {encoder.streams} alone, the paths asked for are {paths}")
-        elif missing == "token" and "both" not in paths:
-            raise SettingsError(
-                "missing=`token` judges every clip by the head of both streams; add `both` to the paths"
-            )
+        known = ("both", "video", "audio") if encoder.streams == "both" else (encoder.streams,)
+        if missing not in get_args(Missing):
+            raise SettingsError(f"missing is `{missing}`; choose one of {', '.join(get_args(Missing))}")
+        if missing == "token":
+            if encoder.streams != "both" or paths not in (None, ("both",)):
+                raise SettingsError(
+                    "missing=`token` judges every clip by the head of both streams: it needs an encoder of both, and "
+                    f"no other paths (the encoder knows {encoder.streams}, paths are {paths})"
+                )
+            paths = ("both",)
+        paths = known if paths is None else tuple(paths)
+        if not paths or not set(paths) <= set(known):
+            raise SettingsError(f"paths are {paths}; this encoder has {', '.join(known)}")
         s = encoder.settings
         self.encoder, self.paths, self.missing = encoder, paths, missing
         for stream in ("video", "audio"):
             if encoder.streams in ("both", stream):
                 setattr(self, f"layer_weights_{stream}", nn.Parameter(torch.full((s.depth,), 1 / s.depth)))
-        heads = ("both",) if missing == "token" else paths
-        self.heads = nn.ModuleDict({path: Head(s.embed_dim * (4 if path == "both" else 2), outputs) for path in heads})
+        self.heads = nn.ModuleDict({path: Head(s.embed_dim * (4 if path == "both" else 2), outputs) for path in paths})
         if missing == "token":
             self.missing_video, self.missing_audio = (nn.Parameter(torch.zeros(2, s.embed_dim)) for _ in range(2))
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Logits (B, outputs), each clip judged by the streams that it has. NaN where there is no path for those."""
-        if self.encoder.streams != "both":
-            return self.heads[self.encoder.streams](self.features(inputs, self.encoder.streams).flatten(1))
-        features = self.features(inputs, "both")  # (B, 4, D)
-        has_video, has_audio = (has[:, None] for has in (inputs.has_video, inputs.has_audio))
-        if self.missing == "token":
-            video = torch.where(has_video[..., None], features[:, [0, 2]], self.missing_video)
-            audio = torch.where(has_audio[..., None], features[:, [1, 3]], self.missing_audio)
-            joined = torch.stack((video, audio), 2).flatten(1)  # (B, 4 D): video, audio, fused video, fused audio
-            return self.heads["both"](joined).masked_fill(~(has_video | has_audio), float("nan"))
-        parts = {"both": features, "video": features[:, [0, 2]], "audio": features[:, [1, 3]]}
-        have = {"both": has_video & has_audio, "video": has_video & ~has_audio, "audio": has_audio & ~has_video}
-        logits = features.new_full((len(features), next(iter(self.heads.values())).linear.out_features), float("nan"))
-        for path, head in self.heads.items():
-            logits = torch.where(have[path], head(parts[path].flatten(1)), logits)
-        return logits
+        """Logits (B, outputs), each clip judged by the streams that it has. NaN where there is no path for those.
 
-    def features(self, inputs: Inputs, streams: Streams) -> Tensor:
-        """(B, 4, D): video and audio over layers, fused video, fused audio; of one stream (B, 2, D), without fusion the
-        last layer in its place. Rows of a stream that a clip lacks mean nothing."""
-        tokens = self.encoder.layers(inputs, streams)
-        valid = None if streams == "video" else self.encoder.valid_audio_tokens(inputs)
-        depth = self.encoder.settings.depth
-        summed, fused = [], []
-        for stream in ("video", "audio") if streams == "both" else (streams,):
-            real = valid if stream == "audio" else None
-            means = torch.stack([mean_of_tokens(tokens[f"{stream}_{i}"], real) for i in range(1, depth + 1)], 1)
+        A stream that the encoder does not know, or that the batch was loaded without, counts as absent from all clips
+        and costs nothing.
+        """
+        parts = self.features(inputs)
+        has_video, has_audio = (
+            has[:, None] & (stream in parts)
+            for stream, has in (("video", inputs.has_video), ("audio", inputs.has_audio))
+        )
+        if self.missing == "token":
+            video = self._or_token(parts.get("video"), has_video, self.missing_video)
+            audio = self._or_token(parts.get("audio"), has_audio, self.missing_audio)
+            logits = self.heads["both"](_joined(video, audio))
+            return logits.masked_fill(~(has_video | has_audio), float("nan"))
+        have = {"both": has_video & has_audio, "video": has_video & ~has_audio, "audio": has_audio & ~has_video}
+        if len(parts) == 2:
+            parts["both"] = _joined(parts["video"], parts["audio"])
+        logits = torch.full_like(has_video, float("nan"), dtype=torch.float32)
+        for path, head in self.heads.items():
+            if path in parts:
+                logits = torch.where(have[path], head(parts[path].flatten(1)), logits)
+        return logits.expand(-1, next(iter(self.heads.values())).linear.out_features)
+
+    def features(self, inputs: Inputs) -> dict[str, Tensor]:
+        """By stream (B, 2, D): the sum over layers, and the mean of the tokens after fusion (of the last layer, where
+        the encoder has no fusion). Rows of clips that lack the stream mean nothing."""
+        encoder, depth = self.encoder, self.encoder.settings.depth
+        there = {"video": inputs.video is not None, "audio": inputs.audio is not None}
+        streams = [stream for stream in there if there[stream] and encoder.streams in ("both", stream)]
+        if not streams:
+            raise SettingsError(f"the batch holds no stream of this encoder, which knows {encoder.streams}")
+        tokens = encoder.layers(inputs, "both" if len(streams) == 2 else streams[0])
+        features = {}
+        for stream in streams:
+            valid = encoder.valid_audio_tokens(inputs) if stream == "audio" else None
+            means = [mean_of_tokens(tokens[f"{stream}_{i}"], valid) for i in range(1, depth + 1)]
             weights = getattr(self, f"layer_weights_{stream}").softmax(0)
-            summed.append((means * weights[:, None]).sum(1))  # (B, depth, D) -> (B, D)
-            last = tokens[f"fusion_{stream}"] if streams == "both" else tokens[f"{stream}_{depth}"]
-            fused.append(mean_of_tokens(last, real))
-        return torch.stack(summed + fused, 1)
+            summed = (torch.stack(means, 1) * weights[:, None]).sum(1)  # (B, depth, D) -> (B, D)
+            last = tokens.get(f"fusion_{stream}", tokens[f"{stream}_{depth}"])
+            if encoder.streams == "both" and len(streams) == 1:
+                last = encoder.encoder_fusion.alone(last, stream, valid)
+            features[stream] = torch.stack((summed, mean_of_tokens(last, valid)), 1)
+        return features
+
+    def _or_token(self, features: Tensor | None, has: Tensor, token: Tensor) -> Tensor:
+        return token.expand(len(has), -1, -1) if features is None else torch.where(has[..., None], features, token)
+
+
+def _joined(video: Tensor, audio: Tensor) -> Tensor:
+    """(B, 2, D) of each -> (B, 4 D): video and audio over layers, fused video, fused audio."""
+    return torch.stack((video, audio), 2).flatten(1)
 
 
 class Head(nn.Module):
@@ -106,7 +131,7 @@ class Head(nn.Module):
 def create_classifier(
     pretrained: str | Path,
     outputs: int,
-    paths: tuple[Streams, ...] = ("both", "video", "audio"),
+    paths: tuple[Streams, ...] | None = None,
     missing: Missing = "leave_out",
 ) -> Classifier:
     """A classifier to fine-tune on the encoders of an export folder or of a file of the authors. Layer weights and

@@ -28,7 +28,7 @@ class Encoder(nn.Module):
         self.grid_video = settings.grid_video
         self.grid_audio = settings.grid_audio
         for name, part in HiCMAE(settings).named_children():
-            if not name.startswith("decoder_"):
+            if not name.startswith(("decoder_", "projector_")):
                 self.add_module(name, part)
 
     @property

@@ -1,6 +1,7 @@
 """The parts of HiCMAE: the per-modality encoder, the fusion encoder, and the decoder with hierarchical skips."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,13 @@ class FusionEncoder(nn.Module):
                 run(block_audio, audio, video, present=has_video, valid=valid_audio, checkpointed=saving),
             )
         return self.norm_video(video), self.norm_audio(audio)
+
+    def alone(self, x: Tensor, stream: Literal["video", "audio"], valid: Tensor | None = None) -> Tensor:
+        """(B, K, D) -> (B, K, D): one stream with no other beside it, as `forward` takes clips that lack one."""
+        blocks, norm = getattr(self, f"blocks_{stream}"), getattr(self, f"norm_{stream}")
+        for block in blocks:
+            x = run(block, x, None, valid=valid, checkpointed=self.grad_checkpointing)
+        return norm(x)
 
 
 class Decoder(nn.Module):

@@ -30,6 +30,11 @@ from affekt.pretrain.seen import SEEN_FILE, read_seen, stamped
 from affekt.pretrain.settings import PretrainSettings
 
 FORMAT, VERSION = "affekt-export", "1.0"
+NOT_EXPORTED = ("decoder_", "projector_")
+# What weights are for, where names and shapes do not tell all of it: heads, and which place a position stands for.
+ARCHITECTURE = ("embed_dim", "num_heads", "depth", "fusion_depth", "patch_size", "tubelet_size", "patch_size_audio")
+ARCHITECTURE += ("img_size", "num_frames", "mel_frames", "mel_bins", "positions")
+DECODERS = ("decoder_embed_dim", "decoder_num_heads", "taps")
 FILES = {"model.safetensors", "config.json", "preprocess.json", SEEN_FILE, "README.md"}
 
 
@@ -44,6 +49,8 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "latest") -> Path
     if out.exists() and not _is_export(out):
         raise CheckpointError(f"{out}: exists and is not an export alone; choose another folder")
     if run.is_file():
+        if checkpoint != "latest":
+            raise CheckpointError(f"{run}: a file holds one set of weights; leave --checkpoint {checkpoint} out")
         published = read_published(run)
         save_encoder(published_encoder(published), out, {"run": run.name, "step": "published"}, published.seen)
         return out
@@ -56,7 +63,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "latest") -> Path
     settings = PretrainSettings.parse_saved(state["settings"], str(path / "state.json"))
     seen = read_seen(run)
     encoder = create_encoder(settings.model, settings.data.frame_stride, seen["prepare"])
-    encoder.load_state_dict({k: v for k, v in weights.items() if not k.startswith("decoder_")})
+    encoder.load_state_dict({k: v for k, v in weights.items() if not k.startswith(NOT_EXPORTED)})
     save_encoder(
         encoder, out, {"run": run.name, "step": state["step"], "pretrain": settings.model_dump(mode="json")}, seen
     )
@@ -116,25 +123,33 @@ def published_encoder(published: Published) -> Encoder:
 def start_from(model: HiCMAE, source: str | Path) -> dict[str, Any]:
     """Load `pretrained=` weights, an export folder or a file of the authors, into a model about to be pre-trained, and
     return what they have seen. Decoders that `source` lacks stay as they are; all else has to fit."""
-    settings = model.settings
     if Path(source).is_file():
-        keys = ("num_heads", "decoder_num_heads", "taps", "img_size", "num_frames", "mel_frames", "mel_bins")
-        published = read_published(source, **{key: getattr(settings, key) for key in keys})
-        load_weights(model, published.weights, str(source), may_lack=("decoder_",))
-        return published.seen
-    encoder = load_encoder(source)
-    if encoder.settings.num_heads != settings.num_heads:  # which no shape would tell
+        published = read_published(source, taps=model.settings.taps)
+        theirs, weights, seen = published.settings, published.weights | published.classifier, published.seen
+    else:
+        encoder = load_encoder(source)
+        theirs, weights, seen = encoder.settings, encoder.state_dict(), read_seen(source)
+    fields = ARCHITECTURE + (DECODERS if any(name.startswith("decoder_") for name in weights) else ())
+    odd = [
+        f"{name} is {getattr(theirs, name)}, the model's is {getattr(model.settings, name)}"
+        for name in fields
+        if getattr(theirs, name) != getattr(model.settings, name)
+    ]
+    if odd:  # some of these no shape would tell
         raise CheckpointError(
-            f"{source}: has {encoder.settings.num_heads} attention heads, the model {settings.num_heads}"
+            f"{source}: other settings than those of the model to start: {'; '.join(odd)}. "
+            f"Set model.name={theirs.name} and these like the file's, or start without it"
         )
-    load_weights(model, encoder.state_dict(), str(source), may_lack=("decoder_",))
-    return read_seen(source)
+    load_weights(model, weights, str(source), may_lack=("decoder_", "projector_"))
+    return seen
 
 
 def load_encoder(folder: str | Path) -> Encoder:
     """Read an export, or a `.pth` file of the authors of HiCMAE. Raises CheckpointError for a missing or damaged file,
     another format version, or weights whose names or shapes are not exactly those of the configuration."""
     folder = Path(folder)
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: no such file or folder; an export or a HiCMAE .pth file is expected")
     if folder.is_file():
         return published_encoder(read_published(folder))
     config, preprocess = (_read_json(folder, name) for name in ("config.json", "preprocess.json"))
@@ -154,7 +169,11 @@ def load_encoder(folder: str | Path) -> Encoder:
         )
     try:
         weights = load_file(folder / "model.safetensors")
-        encoder.load_state_dict(weights)
+        # Exports held the projection heads of the contrast for a while.
+        encoder.load_state_dict({name: x for name, x in weights.items() if not name.startswith(NOT_EXPORTED)})
+        broken = [name for name, x in weights.items() if not x.isfinite().all()]
+        if broken:
+            raise ValueError(f"numbers that are not finite in {', '.join(broken[:5])}")
     except Exception as error:  # safetensors raises its own class for damage, torch RuntimeError for names and shapes
         raise CheckpointError(f"{folder / 'model.safetensors'}: does not fit its config.json: {error}") from error
     return encoder
@@ -172,9 +191,16 @@ def model_card(encoder: Encoder, origin: dict[str, Any], seen: dict[str, Any]) -
     s = encoder.settings
     parameters = sum(p.numel() for p in encoder.parameters()) / 1e6
     licences = "\n".join(f"- {licence}" for licence in seen["licences"]) or "- not stated in the shards"
+    made = f"pre-trained without labels by affekt {__version__} ({origin['run']}, step {origin['step']})"
+    clips = f"{len(seen['ids'])} clips of {len(seen['speakers'])} speakers"
+    if origin["step"] == "published":
+        made = (
+            f"published by the authors of HiCMAE ({origin['run']}) and brought into this form by affekt {__version__}"
+        )
+        clips = f"{' and '.join(seen['data_sets'])}; the file does not list its clips"
     return f"""# {s.name} ({s.streams}), {parameters:.1f} M parameters
 
-Encoders of a HiCMAE model, pre-trained without labels by affekt {__version__} ({origin["run"]}, step {origin["step"]}).
+Encoders of a HiCMAE model, {made}.
 
     import affekt
     model = affekt.load("this/folder")
@@ -184,7 +210,7 @@ Input: {s.num_frames} frames of {s.img_size} px, every {encoder.window.frame_str
 {s.mel_frames} log-mel frames of 16 kHz sound ({encoder.window.audio_samples} samples).
 
 ## Data and licences
-{len(seen["ids"])} clips of {len(seen["speakers"])} speakers. Licences of these clips, which pass on to the weights:
+{clips[0].upper() + clips[1:]}. Licences of these clips, which pass on to the weights:
 {licences}
 
 ## Use

@@ -26,6 +26,15 @@ from affekt.pretrain.patches import (
     video_target,
 )
 
+CONTRAST = (
+    "temperature",
+    "contrast_weight",
+    "contrast_taps",
+    "contrast_negatives",
+    "contrast_center",
+    "projector_dim",
+)
+
 
 class HiCMAESettings(Settings):
     """The architecture and its objective; the defaults are the base size of the published pre-training."""
@@ -62,7 +71,7 @@ class HiCMAESettings(Settings):
     positions: Literal["flat", "factorised"] = Field(
         "flat", description="one sinusoid over the flattened index, or one per axis of the grid; published: flat"
     )
-    drop_path: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1, description="of the encoders' last layer; published: 0, 0.1 to fine-tune")
 
     @property
     def grid_video(self) -> tuple[int, int, int]:
@@ -90,11 +99,26 @@ class HiCMAESettings(Settings):
                 raise ValueError(f"{size} {value} is not divisible by {patch} {step}; use {near}")
         if list(self.taps) != sorted(set(self.taps)) or not all(1 <= tap <= self.depth for tap in self.taps):
             raise ValueError(f"taps {self.taps} must ascend within 1..depth ({self.depth})")
+        for dim in (self.embed_dim, self.decoder_embed_dim):
+            if self.positions == "factorised" and dim < 6:
+                raise ValueError(f"positions `factorised` needs two channels for each of three axes, there are {dim}")
+        if self.projector_dim and not self.contrast_weight:
+            raise ValueError("projector_dim: with contrast_weight 0 nothing trains projection heads; leave it out")
         maps = {"mask_ratio_video": math.prod(self.grid_video[1:]), "mask_ratio_audio": math.prod(self.grid_audio)}
         for name, tokens in maps.items():
             if not int(getattr(self, name) * tokens):
                 raise ValueError(f"{name} {getattr(self, name)} hides none of {tokens} tokens; raise it")
         return self
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Settings that were changed and decide nothing, because `streams` leaves out what they are about."""
+        idle = {
+            "both": [],
+            "video": ["mask_ratio_audio", *CONTRAST],
+            "audio": ["mask_ratio_video", "frame_difference", *CONTRAST],
+        }
+        return [name for name in idle[self.streams] if getattr(self, name) != type(self).model_fields[name].default]
 
 
 class HiCMAE(nn.Module):
@@ -166,7 +190,8 @@ class HiCMAE(nn.Module):
         if s.projector_dim:
             videos = [head(x) for head, x in zip(self.projector_video, videos, strict=True)]
             audios = [head(x) for head, x in zip(self.projector_audio, audios, strict=True)]
-        paired, across_ranks = inputs.has_video & inputs.has_audio, s.contrast_negatives == "global"
+        paired = inputs.has_video & inputs.has_audio & (inputs.audio_frames > 0)
+        across_ranks = s.contrast_negatives == "global"
         per_tap = [
             contrastive_loss(video, audio, paired, s.temperature, center=s.contrast_center, across_ranks=across_ranks)
             for video, audio in zip(videos, audios, strict=True)
@@ -229,7 +254,8 @@ def valid_audio_tokens(audio_frames: Tensor, s: HiCMAESettings) -> Tensor:
     return (starts < audio_frames[:, None]).repeat_interleave(mel, dim=1)
 
 
-def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(x.shape[1:]) != expected:
+def _check_shape(name: str, x: Tensor | None, expected: tuple[int, ...]) -> None:
+    if x is None or tuple(x.shape[1:]) != expected:
         wanted = ", ".join(map(str, ("B", *expected)))
-        raise SettingsError(f"{name} is {tuple(x.shape)}, the model takes ({wanted})")
+        found = "missing from the batch" if x is None else tuple(x.shape)
+        raise SettingsError(f"{name} is {found}, the model takes ({wanted})")

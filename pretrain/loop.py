@@ -67,6 +67,8 @@ def pretrain(
     choose_matmul_precision()
     torch.manual_seed(train.seed)
 
+    if rank == 0 and s.without_effect:
+        say(f"model.streams={s.streams}: without effect are {', '.join(s.without_effect)}")
     index = ShardIndex.open(settings.data.shards)
     positions = training_positions(index, settings)
     total_steps = train.steps or round(train.epochs * len(positions) / train.global_batch)

@@ -31,8 +31,9 @@ class Mask:
         keep = int((~hidden[0]).sum())
         return cls(order[:, :keep], order[:, keep:])
 
-    def to(self, device: torch.device) -> "Mask":
+    def to(self, device: torch.device | str) -> "Mask":
         """The same mask on a device; the copy to a GPU goes through pinned memory, so that the host need not wait."""
+        device = torch.device(device)
 
         def move(ids: Tensor | None) -> Tensor | None:
             if ids is None or ids.device == device:

@@ -60,8 +60,14 @@ def contrastive_loss(
     `center` takes the mean over the batch off each stream first. At the start pooled features differ by little more
     than rounding around a common direction, and without it short runs spend themselves on finding the difference.
     """
-    video, audio, start = _full(video), _full(audio), 0
-    all_video, all_audio, all_paired = video, audio, paired
+    with torch.autocast(video.device.type, enabled=False):  # bf16 would round logits near 14 to multiples of 0.06
+        return _contrastive_loss(_full(video), _full(audio), paired, temperature, center, across_ranks)
+
+
+def _contrastive_loss(
+    video: Tensor, audio: Tensor, paired: Tensor, temperature: float, center: bool, across_ranks: bool
+) -> Tensor:
+    all_video, all_audio, all_paired, start = video, audio, paired, 0
     ranks = _world_size() if across_ranks else 1
     if ranks > 1:
         all_video, all_audio = all_gather(video), all_gather(audio)

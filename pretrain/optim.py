@@ -20,7 +20,7 @@ class OptimSettings(Settings):
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of all steps with a linear warm-up from 0")
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, description="not of biases, norms and mask tokens; published: 0.05")
     clip_grad: float = Field(0.0, ge=0, description="maximal gradient norm; 0 clips nothing")
     decay_mask_token_audio: bool = Field(False, description="published: true, by a slip in a list of names")
 

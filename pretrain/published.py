@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from affekt.data.errors import CheckpointError
+from affekt.data.errors import CheckpointError, SettingsError
 from affekt.data.media.clip import PrepareSettings
-from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
 
 PUBLISHED_STRIDE = 4
 HEAD_DIM = 64  # in all published sizes; the number of heads is not in a file
@@ -69,13 +70,14 @@ class Published:
     @property
     def seen(self) -> dict[str, Any]:
         """What is known of the clips behind the weights, in the form of `affekt.pretrain.seen`."""
+        labelled = ["labelled clips of a data set that the file does not name"] if self.classifier else []
         return {
             "ids": [],
             "sources": [],
             "speakers": [],
-            "without_speaker": 1_091_581,  # all of them: the files do not list their clips
+            "without_speaker": 1_091_581,  # all of pre-training's at least: the files do not list their clips
             "licences": [f"not in {self.path.name}: ask where it came from (HiCMAE was pre-trained on VoxCeleb2)"],
-            "data_sets": ["VoxCeleb2"],
+            "data_sets": ["VoxCeleb2", *labelled],
             "prepare": self.prepare,
         }
 
@@ -84,39 +86,39 @@ def read_published(path: str | Path, **changes: Any) -> Published:
     """Read a file of the authors. `changes` are settings that no file tells: `num_heads`, `taps`, `img_size`...
 
     Raises CheckpointError for a file that is no such checkpoint, holds anything but tensors and plain values (its code
-    is not run), a name we do not know, or an architecture that does not hang together.
+    is not run), or whose tensors are not, by name and shape, exactly those of a HiCMAE model or classifier.
     """
     path = Path(path)
     stored = _tensors_of(_safe_load(path), path)
     renamed = {our_name(name): our_tensor(value) for name, value in stored.items()}
+    if len(renamed) < len(stored):
+        raise CheckpointError(f"{path}: holds a tensor under two names, with and without `module.`")
     classifier = {name: renamed.pop(name) for name in CLASSIFIER if name in renamed}
-    if classifier and len(classifier) < len(CLASSIFIER):
-        missing = ", ".join(name for name in CLASSIFIER if name not in classifier)
-        raise CheckpointError(f"{path}: a fine-tuning file without {missing}")
-    return Published(path, _settings_of(renamed, path, changes), renamed, classifier)
+    settings = _settings_of(renamed, path, changes)
+    shapes = {name: tuple(value.shape) for name, value in {**renamed, **classifier}.items()}
+    _check_whole(shapes, _shapes_of(settings, classifier), path)
+    return Published(path, settings, renamed, classifier)
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], what: str, may_lack: tuple[str, ...] = ()) -> None:
-    """Load `weights` and account for every name: parts of `module` that start with one of `may_lack` may be absent and
-    keep their fresh values, which is said on stderr; so is any part of a decoder or classifier that the module has no
-    place for.
+    """Load `weights` of a whole model into `module`. Its parts whose names start with one of `may_lack` may be absent
+    and keep their fresh values; parts that `module` has not are left out. Both is said on stderr, by rank 0.
 
-    Raises CheckpointError listing every other missing or unexpected name, and tensors of another shape.
+    Raises CheckpointError listing missing names and tensors of another shape.
     """
     ours = module.state_dict()
-    missing, unexpected = sorted(ours.keys() - weights.keys()), sorted(weights.keys() - ours.keys())
-    odd = [f"missing {name}" for name in missing if not name.startswith(may_lack or (" ",))]
-    odd += [f"unexpected {n}" for n in unexpected if not n.startswith("decoder_") and n not in CLASSIFIER]
+    missing, left = sorted(ours.keys() - weights.keys()), sorted(weights.keys() - ours.keys())
+    there = {name.partition(".")[0] for name in weights}
+    odd = [f"missing {n}" for n in missing if n.partition(".")[0] in there or not n.startswith(tuple(may_lack))]
     odd += [
         f"{name} is {tuple(weights[name].shape)}, the model's is {tuple(ours[name].shape)}"
         for name in sorted(ours.keys() & weights.keys())
         if ours[name].shape != weights[name].shape
     ]
     if odd:
-        more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""
-        raise CheckpointError(f"{what}: does not fit the model: {'; '.join(odd[:8])}{more}")
-    for names, fate in ((missing, "are new"), (unexpected, "are left out")):
-        if names:
+        raise CheckpointError(f"{what}: does not fit the model: {_some(odd)}")
+    for names, fate in ((missing, "are new"), (left, "are left out")):
+        if names and (not dist.is_initialized() or dist.get_rank() == 0):
             parts = sorted({name.partition(".")[0] for name in names})
             print(f"{what}: {len(names)} tensors {fate}: {', '.join(parts)}", file=sys.stderr)
     module.load_state_dict({name: weights.get(name, value) for name, value in ours.items()})
@@ -139,19 +141,20 @@ def our_tensor(value: Tensor) -> Tensor:
 
 
 def _safe_load(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; a published HiCMAE checkpoint or an export folder is expected")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or str(error).splitlines()[0]
+        # Torch's own text advises to load without the safeguard.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
         raise CheckpointError(
-            f"{path}: refused: it holds more than tensors, plain values and an argparse.Namespace ({reason}); "
-            "nothing in it was run"
+            f"{path}: refused: it holds more than tensors, plain values and an argparse.Namespace{what}; nothing in it "
+            "was run. Get the file from its authors again, or save its weights alone where you trust it"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: not readable as a checkpoint of torch: {error}") from None
+    except Exception as error:  # the reader meets damage with errors of many classes
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: not readable as a checkpoint of torch: {reason}; copy it again") from None
 
 
 def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
@@ -160,10 +163,20 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: no weights under `model` or `module` (found {found[:200]})")
     tensors = content[keys[0]]
-    strange = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
+    strange = [str(name) for name, value in tensors.items() if not _is_weight(name, value)]
     if strange:
-        raise CheckpointError(f"{path}: under `{keys[0]}` are values that are no tensors: {', '.join(strange[:5])}")
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+        raise CheckpointError(
+            f"{path}: under `{keys[0]}` are values that are no tensors of finite real numbers: {_some(strange)}"
+        )
+    names = [name.removeprefix("module.") for name in tensors]
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{path}: holds a tensor under two names, with and without `module.`")
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    plain = isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+    return plain and value.device.type == "cpu" and value.is_floating_point() and bool(value.isfinite().all())
 
 
 def _settings_of(weights: dict[str, Tensor], path: Path, changes: dict[str, Any]) -> HiCMAESettings:
@@ -173,15 +186,55 @@ def _settings_of(weights: dict[str, Tensor], path: Path, changes: dict[str, Any]
         return len({name[len(prefix) :].partition(".")[0] for name in weights if name.startswith(prefix)})
 
     try:
-        dim = len(weights["encoder_video.norm.weight"])
+        dim = weights["encoder_video.norm.weight"].numel()
         found: dict[str, Any] = {"embed_dim": dim, "num_heads": dim // HEAD_DIM or 1}
         found |= {"depth": count("encoder_video.blocks."), "fusion_depth": count("encoder_fusion.blocks_video.")}
         if "decoder_video.norm.weight" in weights:
-            width = len(weights["decoder_video.norm.weight"])
+            width = weights["decoder_video.norm.weight"].numel()
             found |= {"decoder_embed_dim": width, "decoder_num_heads": width // HEAD_DIM or 1}
     except LookupError as error:
         raise CheckpointError(f"{path}: not the weights of a HiCMAE model: no tensor {error}") from None
     name = {256: "hicmae_tiny", 384: "hicmae_small", 512: "hicmae_base"}.get(dim, f"hicmae_{dim}")
     if found["depth"] != 10 and "taps" not in changes:
         raise CheckpointError(f"{path}: {found['depth']} encoder layers; the published sizes have 10 (say taps=...)")
-    return HiCMAESettings.parse({"name": name, **found, **changes}, str(path))
+    try:
+        settings = HiCMAESettings.parse({"name": name, **found, **changes}, str(path))
+    except SettingsError as error:
+        raise CheckpointError(f"{error}; that is no architecture of HiCMAE") from None
+    layers = count("decoder_video.blocks.")
+    if layers and layers != len(settings.taps) + 1:
+        raise CheckpointError(
+            f"{path}: width {dim}, {found['depth']} encoder layers and {layers} decoder layers, which read "
+            f"{layers - 1} taps; the taps are {settings.taps}. Choose model.name and model.taps like the file's"
+        )
+    return settings
+
+
+def _shapes_of(settings: HiCMAESettings, classifier: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a file with these settings, of fine-tuning if it has a classifier."""
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in HiCMAE(settings).state_dict().items()}
+    if not classifier:
+        return shapes
+    joined = (4 * settings.embed_dim,)
+    outputs = tuple(classifier["head.bias"].shape)[:1] if "head.bias" in classifier else (1,)
+    kinds = ((settings.depth,), (settings.depth,), joined, joined, outputs + joined, outputs)
+    encoders = {name: shape for name, shape in shapes.items() if not name.startswith("decoder_")}
+    return encoders | dict(zip(CLASSIFIER, kinds, strict=True))
+
+
+def _check_whole(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], path: Path) -> None:
+    odd = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    odd += [f"unexpected {name}" for name in sorted(found.keys() - expected.keys())]
+    odd += [
+        f"{name} is {found[name]}, not {expected[name]}"
+        for name in sorted(found.keys() & expected.keys())
+        if found[name] != expected[name]
+    ]
+    if odd:
+        raise CheckpointError(f"{path}: not a whole HiCMAE model: {_some(odd)}")
+
+
+def _some(things: list[str]) -> str:
+    more = f" and {len(things) - 8} more" if len(things) > 8 else ""
+    return "; ".join(things[:8]) + more

@@ -47,8 +47,9 @@ def with_seen_before(seen: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
 
 
 def merged(seen: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """`seen` with the clips of `before` on its lists."""
-    return seen | {key: sorted({*before[key], *seen[key]}) for key in LISTS}
+    """`seen` with the clips of `before` on its lists. Clips without a speaker are at least as many as either had."""
+    both = {key: sorted({*before[key], *seen[key]}) for key in LISTS}
+    return seen | both | {"without_speaker": max(before.get("without_speaker", 0), seen["without_speaker"])}
 
 
 def stamped(seen: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,18 @@ class PretrainSettings(Settings):
     optim: OptimSettings = OptimSettings()
     train: TrainSettings
 
+    @model_validator(mode="after")
+    def _check(self) -> "PretrainSettings":
+        model = self.model
+        if self.data.augment.roll and model.streams == "both" and model.contrast_weight:
+            raise ValueError(
+                "data.augment.roll moves the sound against the picture, which model.contrast_weight pulls together; "
+                "turn one of them off"
+            )
+        if self.optim.min_lr > self.optim.base_lr:
+            raise ValueError(f"optim.min_lr {self.optim.min_lr} is above optim.base_lr {self.optim.base_lr}")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_size(cls, values: Any) -> Any:

@@ -111,7 +111,38 @@ def test_encoders_of_one_stream():
     logits = model(replace(inputs, video=None))
     assert logits.isfinite().all()
     logits.sum().backward()
-    with pytest.raises(SettingsError, match="knows audio alone"):
-        make_classifier("audio")
-    with pytest.raises(SettingsError, match="add `both` to the paths"):
-        make_classifier(missing="token", paths=("video",))
+    lacking = replace(inputs, has_audio=torch.tensor([True, False, True]))
+    assert model(lacking)[:, 0].isnan().tolist() == [False, True, False]
+    assert set(make_classifier("audio").heads) == {"audio"}
+    with pytest.raises(SettingsError, match=r"paths are .*'both'.*this encoder has audio"):
+        make_classifier("audio", paths=("both",))
+    with pytest.raises(SettingsError, match="no stream of this encoder"):
+        model(replace(inputs, audio=None))
+
+
+@pytest.mark.parametrize("stream, other", [("audio", "video"), ("video", "audio")])
+@pytest.mark.parametrize("missing", ["leave_out", "token"])
+def test_a_batch_loaded_without_a_stream_is_judged_as_one_whose_clips_lack_it(missing, stream, other):
+    model = make_classifier(missing=missing)
+    none = torch.zeros(3, dtype=torch.bool)
+    inputs = replace(make_inputs((True,) * 3, (True,) * 3), **{f"has_{other}": none})
+    calls = []
+    getattr(model.encoder, f"encoder_{other}").register_forward_hook(lambda *_: calls.append(1))
+    expected = model(inputs)
+    assert len(calls) == 1 and expected.isfinite().all()
+    torch.testing.assert_close(model(replace(inputs, **{other: None})), expected)
+    torch.testing.assert_close(model(replace(inputs, **{other: None, f"has_{other}": ~none})), expected)
+    assert len(calls) == 1  # what is not there costs nothing
+
+
+def test_options_that_would_do_nothing_are_refused():
+    for options in (
+        {"missing": "zeros"},
+        {"missing": "token", "paths": ("video",)},
+        {"paths": ()},
+        {"paths": ("text",)},
+    ):
+        with pytest.raises(SettingsError, match=r"^(missing|paths)"):
+            make_classifier(**options)
+    with pytest.raises(SettingsError, match="needs an encoder of both"):
+        make_classifier("audio", missing="token")

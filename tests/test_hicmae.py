@@ -93,14 +93,55 @@ def test_patches_round_trip():
 
 
 def test_only_visible_tokens_are_embedded(model):
+    """What is hidden can be anything: every encoder output and every prediction stays bit by bit."""
     inputs, mask_video, mask_audio = make_inputs(model)
-    before, _ = model.reconstruct(inputs, mask_video, mask_audio)
-    patches = patches_video(inputs, model.settings)
-    patches = patches.scatter(1, mask_video.ids_mask[..., None].expand(-1, -1, patches.shape[-1]), 1e3)
     s = model.settings
-    inputs = replace(inputs, video=unpatchify_video(patches, s.grid_video, s.tubelet_size, s.patch_size))
-    after, _ = model.reconstruct(inputs, mask_video, mask_audio)
-    assert torch.equal(before["video"], after["video"]) and torch.equal(before["audio"], after["audio"])
+    video, audio = patches_video(inputs, s), patches_audio(inputs, s)
+    video = video.scatter(1, mask_video.ids_mask[..., None].expand(-1, -1, video.shape[-1]), 1e3)
+    audio = audio.scatter(1, mask_audio.ids_mask[..., None].expand(-1, -1, audio.shape[-1]), 1e3)
+    changed = replace(
+        inputs,
+        video=unpatchify_video(video, s.grid_video, s.tubelet_size, s.patch_size),
+        audio=unpatchify_audio(audio, s.grid_audio, s.patch_size_audio),
+    )
+    assert not torch.equal(changed.video, inputs.video) and not torch.equal(changed.audio, inputs.audio)
+    seen = []
+    for module in (model.encoder_video, model.encoder_audio, model.encoder_fusion):
+        module.register_forward_hook(lambda _module, _inputs, outputs: seen.append(outputs))
+    (before, taps), (after, taps_after) = (model.reconstruct(x, mask_video, mask_audio) for x in (inputs, changed))
+    assert len(seen) == 6
+    pairs = [pair for i in range(3) for pair in zip(seen[i], seen[i + 3], strict=True)]
+    for stream in ("video", "audio"):
+        pairs += [(before[stream], after[stream]), *zip(taps[stream], taps_after[stream], strict=True)]
+    assert len(pairs) == 2 * s.depth + 2 + 2 + 2 * len(s.taps) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_compiled_step_is_the_step(model):
+    """Forward pass, losses and gradients as one graph without a break; its code generation is left to torch's tests."""
+    inputs = make_inputs(model)
+    expected = model(*inputs)
+    expected["loss"].backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    found = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")(*inputs)
+    found["loss"].backward()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
+
+
+def test_contradictions_are_told():
+    with pytest.raises(SettingsError, match="contrast_weight 0 nothing trains projection heads"):
+        model_settings("hicmae_nano", projector_dim=16, contrast_weight=0)
+    with pytest.raises(SettingsError, match="two channels for each of three axes"):
+        model_settings("hicmae_nano", positions="factorised", decoder_embed_dim=4)
+    changed = {"mask_ratio_video": 0.5, "mask_ratio_audio": 0.5, "contrast_weight": 0.1}
+    assert model_settings("hicmae_nano", **changed).without_effect == []
+    assert model_settings("hicmae_nano", streams="audio", **changed).without_effect == [
+        "mask_ratio_video",
+        "contrast_weight",
+    ]
 
 
 def test_a_clip_without_sound_changes_nothing_else(model):

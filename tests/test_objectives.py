@@ -104,6 +104,80 @@ def test_reconstruction_is_the_mean_square_slowly_written_out(seed):
     torch.testing.assert_close(gradient.double(), exact, rtol=2**-8, atol=0)
 
 
+def test_the_contrast_is_computed_in_float32_under_autocast(seed):
+    """With features nearly alike, as at the start of training, where logits in bf16 would all be the same."""
+    generator = torch.Generator().manual_seed(seed)
+    common, *noise = (torch.randn(16, 32, dtype=torch.float64, generator=generator) for _ in range(3))
+    video, audio = ((common[:1] + 0.003 * x).requires_grad_() for x in noise)
+    paired = torch.ones(16, dtype=torch.bool)
+    exact = contrastive_loss(video, audio, paired, 0.07)
+    expected = torch.autograd.grad(exact, video)[0]
+    half_video, half_audio = (x.detach().float().requires_grad_() for x in (video, audio))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = contrastive_loss(half_video, half_audio, paired, 0.07)
+    (gradient,) = torch.autograd.grad(loss, half_video)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert (gradient - expected).norm() < 0.01 * expected.norm()
+
+
+# One rank: a whole model in float64 on its half of a batch with missing streams, its loss and gradients averaged.
+MODEL_RANK = """
+import sys, torch, torch.distributed as dist
+from affekt.data.transforms import Inputs
+from affekt.pretrain.masks import random_mask, tube_mask
+from affekt.pretrain.registry import create_model
+world, rank, port, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+if world > 1:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+torch.manual_seed(int(sys.argv[5]))
+small = {"embed_dim": 24, "depth": 2, "taps": (1, 2), "decoder_embed_dim": 16, "img_size": 32, "mel_frames": 64}
+model = create_model("hicmae_nano", **small, mask_ratio_video=0.5, contrast_weight=0.5, projector_dim=8).double()
+for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, parameter.mean().item(), 0.1)
+video, audio = torch.randn(4, 3, 8, 32, 32).double(), torch.randn(4, 1, 64, 128).double()
+has_video, has_audio = torch.tensor([True, True, True, False]), torch.tensor([True, False, True, True])
+frames, keys, s = torch.tensor([64, 64, 30, 50]), torch.arange(4), model.settings
+mine = slice(rank * 4 // world, (rank + 1) * 4 // world)
+valid = (torch.arange(4) * 16 < frames[:, None]).repeat_interleave(8, dim=1)
+masks = tube_mask(keys[mine], s.grid_video, 0.5), random_mask(keys[mine], 32, 0.8, valid[mine])
+inputs = Inputs(video[mine], audio[mine], has_video[mine], has_audio[mine], frames[mine])
+losses = model(inputs, *masks)
+losses["loss"].backward()
+found = {**losses, **{name: p.grad for name, p in model.named_parameters()}}
+for value in found.values():
+    if world > 1:
+        dist.all_reduce(value.data)
+        value.data /= world
+if rank == 0:
+    torch.save({name: value.detach() for name, value in found.items()}, out)
+if world > 1:
+    dist.barrier()
+    dist.destroy_process_group()
+"""
+
+
+def test_a_model_on_two_ranks_is_the_model_on_one(seed, tmp_path):
+    print(f"seed {seed}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = {}
+    for world in (1, 2):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = str(listener.getsockname()[1])
+        command = [sys.executable, "-c", MODEL_RANK, str(world)]
+        ranks = [
+            subprocess.Popen([*command, str(rank), port, str(tmp_path / f"{world}.pt"), str(seed)], env=environment)
+            for rank in range(world)
+        ]
+        assert [rank.wait(timeout=200) for rank in ranks] == [0] * world
+        found[world] = torch.load(tmp_path / f"{world}.pt")
+    assert {"loss", "loss_video", "loss_audio", "loss_contrast"} < set(found[1])
+    for name, value in found[1].items():
+        worst = (found[2][name] - value).abs().max().item()
+        assert worst <= 1e-6 * value.abs().max().item(), name
+    assert all(value.any() for value in found[1].values())
+
+
 def test_two_ranks_equal_one_process(seed):
     print(f"seed {seed}")
     assert two_ranks(seed) == pytest.approx(one_process(seed), rel=1e-6)

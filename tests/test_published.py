@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ import affekt
 from affekt.cli import run
 from affekt.data.errors import CheckpointError, SettingsError
 from affekt.finetune.classifier import create_classifier, published_classifier
-from affekt.pretrain.export import load_encoder, published_encoder, start_from
+from affekt.pretrain.export import export, load_encoder, published_encoder, start_from
 from affekt.pretrain.published import PREFIXES, our_name, read_published
 from affekt.pretrain.registry import create_model
+from affekt.pretrain.seen import merged
 
 SMALL = {"embed_dim": 64, "num_heads": 1, "depth": 10, "decoder_embed_dim": 64, "decoder_num_heads": 1}
 
@@ -127,17 +129,100 @@ def test_what_does_not_fit_is_an_error_that_names_it(write, tmp_path):
     with pytest.raises(CheckpointError, match=r"missing encoder_fusion\.norm_audio"):
         affekt.load(write(drop="encoder_fusion.norm_audio"))
     wider = create_model("hicmae_base", **SMALL | {"embed_dim": 128, "num_heads": 2})
-    with pytest.raises(CheckpointError, match=r"encoder_audio.*is \(64.*the model's is \(128"):
+    with pytest.raises(CheckpointError, match=r"embed_dim is 64, the model's is 128.*model\.name="):
         start_from(wider, write())
-    with pytest.raises(CheckpointError, match="1 attention heads, the model 2"):
-        run(["export", str(write()), str(tmp_path / "export")])
-        start_from(create_model("hicmae_base", **SMALL | {"num_heads": 2}), tmp_path / "export")
-    with pytest.raises(CheckpointError, match=r"without layer_weights_audio"):
+    assert run(["export", str(write()), str(tmp_path / "export")]) == 0
+    for change, told in (
+        ({"num_heads": 2}, "num_heads is 1, the model's is 2"),
+        ({"positions": "factorised"}, "positions is flat"),
+        ({"img_size": 96}, "img_size is 160"),
+        ({"mel_frames": 128}, "mel_frames is 256"),
+    ):
+        for source in (write(), tmp_path / "export"):
+            with pytest.raises(CheckpointError, match=told):
+                start_from(create_model("hicmae_base", **SMALL | change), source)
+    for taps in ((7, 10), (1, 4, 7, 10)):
+        with pytest.raises(CheckpointError, match=r"10 encoder layers and 4 decoder layers.*taps are"):
+            start_from(create_model("hicmae_base", **SMALL, taps=taps), write())
+    with pytest.raises(CheckpointError, match="decoder_num_heads is 1, the model's is 2"):
+        start_from(create_model("hicmae_base", **SMALL | {"decoder_num_heads": 2}), write())
+    with pytest.raises(CheckpointError, match=r"missing layer_weights_audio"):
         told = classifier_tensors()
         del told["audio_layer_weights"]
         read_published(write(drop="decoder_", **told))
-    with pytest.raises(CheckpointError, match=r"values that are no tensors: encoder\.number"):
-        affekt.load(write(**{"encoder.number": 3}))
+    for extra in ("decoder.surprise", "mask_token_foo", "encoder_to_decoder.bias"):
+        with pytest.raises(CheckpointError, match="not a whole HiCMAE model"):
+            affekt.load(write(**{extra: torch.zeros(64)}))
+    for part in ("decoder_video.mask_token", "decoder_audio.blocks.2.attn", "decoder_"):
+        with pytest.raises(CheckpointError, match="not a whole HiCMAE model: missing decoder_"):
+            affekt.load(write(drop=part))
+    with pytest.raises(CheckpointError, match="not a whole HiCMAE model: unexpected decoder_"):
+        affekt.load(write(**classifier_tensors()))
+    with pytest.raises(CheckpointError, match="leave --checkpoint 5 out"):
+        export(write(), tmp_path / "again", "5")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        3,
+        torch.full((64,), float("nan")),
+        torch.ones(64, dtype=torch.int8),
+        torch.ones(64, dtype=torch.complex64),
+        torch.eye(8).to_sparse(),
+        torch.empty(64, device="meta"),
+    ],
+)
+def test_only_finite_real_numbers_are_weights(write, value):
+    with pytest.raises(CheckpointError, match=r"no tensors of finite real numbers: encoder\.norm\.weight"):
+        affekt.load(write(**{"encoder.norm.weight": value}))
+
+
+def test_weights_of_half_precision_and_of_one_stream(model, write, capsys):
+    path = write()
+    content = torch.load(path, weights_only=False)
+    content["model"] = {f"module.{name}": value.half() for name, value in content["model"].items()}
+    torch.save(content, path)
+    audio = create_model("hicmae_base", **SMALL, streams="audio")
+    start_from(audio, path)
+    half = model.state_dict()["encoder_audio.blocks.3.mlp.fc1.weight"].half().float()
+    assert torch.equal(audio.state_dict()["encoder_audio.blocks.3.mlp.fc1.weight"], half)
+    assert "left out: decoder_video, encoder_fusion, encoder_video" in capsys.readouterr().err
+    start_from(create_model("hicmae_base", **SMALL, projector_dim=16), path)
+    assert "are new: projector_audio, projector_video" in capsys.readouterr().err
+    content["model"]["mask_token"] = content["model"]["module.mask_token"]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="a tensor under two names"):
+        affekt.load(path)
+
+
+def test_what_published_weights_have_seen_stays_known(write, tmp_path):
+    told = read_published(write("finetuned.pth", drop="decoder_", **classifier_tensors())).seen
+    assert told["data_sets"] == ["VoxCeleb2", "labelled clips of a data set that the file does not name"]
+    new = {"ids": ["a"], "sources": [], "speakers": ["s"], "licences": [], "data_sets": [], "without_speaker": 3}
+    assert merged(new, told)["without_speaker"] == 1_091_581 and merged(new, told)["ids"] == ["a"]
+
+
+def test_damaged_files_are_told_apart(write):
+    """Cut and flipped at random, in both of torch's formats: an error with the path, or weights that are whole."""
+    seed = torch.seed() % 2**32
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    path, refused = write(), 0
+    content = torch.load(path, weights_only=False)
+    for legacy in (False, True):
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        whole = path.read_bytes()
+        for _ in range(40):
+            place = rng.choice((rng.randrange(len(whole)), rng.randrange(2000)))
+            cut = rng.random() < 0.5
+            path.write_bytes(whole[:place] if cut else whole[:place] + bytes([rng.randrange(256)]) + whole[place + 1 :])
+            try:
+                read_published(path)
+            except CheckpointError as error:
+                assert str(path) in str(error)
+                refused += 1
+    assert refused > 30
 
 
 class Hostile:
