@@ -1,5 +1,7 @@
 """The losses of HiCMAE: masked reconstruction and hierarchical cross-modal contrast (HCMCL)."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -60,7 +62,9 @@ def contrastive_loss(
     `center` takes the mean over the batch off each stream first. At the start pooled features differ by little more
     than rounding around a common direction, and without it short runs spend themselves on finding the difference.
     """
-    with torch.autocast(video.device.type, enabled=False):  # bf16 would round logits near 14 to multiples of 0.06
+    kind = video.device.type
+    exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    with exact:  # bf16 would round logits near 14 to multiples of 0.06
         return _contrastive_loss(_full(video), _full(audio), paired, temperature, center, across_ranks)
 
 

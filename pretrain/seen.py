@@ -49,7 +49,7 @@ def with_seen_before(seen: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
 def merged(seen: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """`seen` with the clips of `before` on its lists. Clips without a speaker are at least as many as either had."""
     both = {key: sorted({*before[key], *seen[key]}) for key in LISTS}
-    return seen | both | {"without_speaker": max(before.get("without_speaker", 0), seen["without_speaker"])}
+    return seen | both | {"without_speaker": max(x.get("without_speaker", 0) for x in (before, seen))}
 
 
 def stamped(seen: dict[str, Any]) -> dict[str, Any]:

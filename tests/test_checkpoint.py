@@ -134,6 +134,7 @@ def test_an_older_checkpoint_is_not_resumed_beside_newer_ones(tmp_path):
 def test_what_a_resumed_run_has_seen_is_not_forgotten(tmp_path):
     checkpoint = tmp_path / "checkpoints" / "step-00000001"
     now = {"ids": ["b", "c"], "sources": [], "speakers": ["t"], "licences": ["CC0"], "data_sets": [], "prepare": {}}
+    now["without_speaker"] = 2
     with pytest.raises(CheckpointError, match=r"pretrain_data\.json.*what the weights have seen"):
         with_seen_before(now, checkpoint)
     (tmp_path / "pretrain_data.json").write_text(json.dumps(stamped({**now, "ids": ["a", "b"], "speakers": ["s"]})))

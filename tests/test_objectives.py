@@ -170,7 +170,7 @@ def test_a_model_on_two_ranks_is_the_model_on_one(seed, tmp_path):
             for rank in range(world)
         ]
         assert [rank.wait(timeout=200) for rank in ranks] == [0] * world
-        found[world] = torch.load(tmp_path / f"{world}.pt")
+        found[world] = torch.load(tmp_path / f"{world}.pt", weights_only=True)
     assert {"loss", "loss_video", "loss_audio", "loss_contrast"} < set(found[1])
     for name, value in found[1].items():
         worst = (found[2][name] - value).abs().max().item()

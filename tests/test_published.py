@@ -55,6 +55,11 @@ def write(model, tmp_path):
     return write_file
 
 
+def read_back(path):
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True)
+
+
 def classifier_tensors(depth=10, width=256, classes=6):
     layers = {f"{stream}_layer_weights": torch.rand(depth) for stream in ("video", "audio")}
     norm = {"fc_norm.weight": torch.rand(width), "fc_norm.bias": torch.rand(width)}
@@ -180,7 +185,7 @@ def test_only_finite_real_numbers_are_weights(write, value):
 
 def test_weights_of_half_precision_and_of_one_stream(model, write, capsys):
     path = write()
-    content = torch.load(path, weights_only=False)
+    content = read_back(path)
     content["model"] = {f"module.{name}": value.half() for name, value in content["model"].items()}
     torch.save(content, path)
     audio = create_model("hicmae_base", **SMALL, streams="audio")
@@ -209,7 +214,7 @@ def test_damaged_files_are_told_apart(write):
     print(f"seed {seed}")
     rng = random.Random(seed)
     path, refused = write(), 0
-    content = torch.load(path, weights_only=False)
+    content = read_back(path)
     for legacy in (False, True):
         torch.save(content, path, _use_new_zipfile_serialization=not legacy)
         whole = path.read_bytes()
