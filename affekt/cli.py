@@ -151,6 +151,42 @@ def prepare(
 
 
 @app.command()
+def inspect(
+    shards: Annotated[Path, typer.Argument(help="Folder of shards, as `affekt prepare` writes it.")],
+    label: Annotated[str, typer.Option(help="Field of the manifest to count per split.")] = "label",
+    split: Annotated[str, typer.Option(help="Field that says on which side a clip stands.")] = "split",
+    verify: Annotated[bool, typer.Option("--verify", help="Check every checksum of every clip and shard.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with a contact sheet to this file.")] = None,
+    clips: Annotated[int, typer.Option(min=0, help="Clips on the contact sheet.")] = 24,
+    seed: Seed = 0,
+    workers: Workers = CORES,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is in shards: counts, labels, copies, leaks, offset of the sound; exit code 2 for damage and leaks."""
+    from affekt.data.inspect.corpus import check
+    from affekt.data.inspect.corpus import inspect as look
+
+    if html:
+        html.parent.mkdir(parents=True, exist_ok=True)  # now, and not after hours of work
+    with progress("inspect", quiet=as_json) as report:
+        result = look(shards, label=label, split=split, verify=verify, seed=seed, workers=workers, progress=report)
+    if html:
+        from affekt.data.inspect.report import write_page
+        from affekt.data.shards import ShardIndex
+
+        write_page(html, result, ShardIndex.open(shards), clips, seed)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        from affekt.data.inspect.text import show
+
+        show(result, Console())
+        if html:
+            print(f"page: {html}")
+    check(result, shards)
+
+
+@app.command()
 def pretrain(
     config: Config,
     overrides: Overrides = None,

@@ -53,7 +53,7 @@ def run_in_processes(
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            yield futures.pop(future), future.result()  # and forget it: results may be large, and many
     except BrokenProcessPool:
         raise DataError(
             "a worker was killed, perhaps for want of memory; repeat the command with fewer workers"

@@ -10,10 +10,10 @@ import simplejpeg
 import torch
 
 from affekt.data.decode import Window, decode_window
+from affekt.data.page import card, data_uri, grid
 from affekt.data.samples import Sample
 from affekt.data.shards import ShardIndex
 from affekt.data.transforms import log_mel
-from affekt.finetune.page import card, data_uri, grid
 
 MAX_CLASSES_SHOWN = 12  # beyond this the clips of a corpus are a catalogue, not an impression
 

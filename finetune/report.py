@@ -8,9 +8,9 @@ import numpy as np
 import yaml
 
 from affekt.data.files import write_text
+from affekt.data.page import card, grid, page, section, table
 from affekt.data.shards import ShardIndex
 from affekt.finetune.gallery import file_uri, gallery
-from affekt.finetune.page import card, grid, page, section, table
 from affekt.finetune.plots import Line, confusion, dot_plot, key, line_chart, smooth
 from affekt.finetune.results import STREAM_NAMES, find_row, percent, row_name
 from affekt.pretrain.log import read_metrics
