@@ -16,6 +16,7 @@ from affekt.data.decode import View, Window, decode_window, random_start, window
 from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.machine import end_with_parent
 from affekt.data.order import Plan, clip_key, uniform
+from affekt.data.remote import FetchAhead, RemoteFolder
 from affekt.data.settings import Settings
 from affekt.data.shards import SampleError, ShardIndex
 
@@ -24,6 +25,7 @@ from affekt.data.shards import SampleError, ShardIndex
 CROP_OFFSETS = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
 MAX_REPLACEMENTS = 20
 LOOK_SECONDS = 5
+LOOK_BATCHES = 512  # how far fetching ahead looks for shards; few shards would let it look to the end of the run
 WAIT_SECONDS = 600  # for one batch: a worker that hangs, as on a dead network disk, is an error and no endless wait
 
 
@@ -78,7 +80,7 @@ class TrainLoader:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _load(self._batches, self._steps, self._workers)
+        return _load_ahead(self._batches, self._steps, self._workers)
 
 
 class EvalLoader:
@@ -92,7 +94,7 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         held = None
-        for batch in _load(self._batches, range(len(self)), self._workers):
+        for batch in _load_ahead(self._batches, range(len(self)), self._workers):
             if held is None or not held.ids:  # a batch of nothing but unreadable clips gives its list to the next one
                 batch.skipped = (held.skipped if held else []) + batch.skipped
                 held = batch
@@ -176,6 +178,9 @@ class _TrainBatches(Dataset):
         batch.epoch, batch.skipped = epoch, skipped
         return batch
 
+    def shards(self, step: int) -> list[int]:
+        return self.plan.shards(step, self.rank, self.world_size)
+
     def _row(self, epoch: int, slot: int, skipped: list[tuple[str, str]]) -> Row:
         for attempt, position in enumerate(self.plan.candidates(epoch, slot)):
             sample = self.index.samples[position]
@@ -225,6 +230,10 @@ class _EvalBatches(Dataset):
         batch.skipped, batch.clip = skipped, torch.tensor(clips, dtype=torch.int64)
         return batch
 
+    def shards(self, number: int) -> list[int]:
+        views = self.views[number * self.batch_size : (number + 1) * self.batch_size]
+        return [int(self.index.samples.shard[self.positions[clip]]) for clip, _ in views]
+
 
 def _check_window(index: ShardIndex, window: Window) -> None:
     for name in ("fps", "sample_rate"):
@@ -233,6 +242,23 @@ def _check_window(index: ShardIndex, window: Window) -> None:
                 f"{index.root}: prepared with {name} {index.header[name]}, the model's window has "
                 f"{getattr(window, name)}; prepare the clips again with {name}={getattr(window, name)}"
             )
+
+
+def _load_ahead(batches: "_TrainBatches | _EvalBatches", numbers: range, workers: int) -> Iterator[Batch]:
+    """As `_load`; shards behind a url are fetched in the order of the batches, by a thread of this process."""
+    index = batches.index
+    if not isinstance(index.root, RemoteFolder):
+        yield from _load(batches, numbers, workers)
+        return
+
+    def upcoming(done: int) -> Iterator[int]:
+        for number in numbers[done : done + LOOK_BATCHES]:
+            yield from batches.shards(number)
+
+    with FetchAhead(index.root, index.header["shards"], upcoming) as ahead:
+        for batch in _load(batches, numbers, workers):
+            ahead.step += 1  # it counts batches from the first of `numbers`
+            yield batch
 
 
 def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:

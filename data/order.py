@@ -65,6 +65,11 @@ class Plan:
         first = batch * self.global_batch + rank * share
         return epoch, range(first, first + share)
 
+    def shards(self, step: int, rank: int = 0, world_size: int = 1) -> list[int]:
+        """The shards in which the clips planned for a rank's share of a step lie, repetitions included."""
+        epoch, slots = self.slots(step, rank, world_size)
+        return self.shard_of_sample[_allowed_order(self, epoch)[slots.start : slots.stop]].tolist()
+
     def candidates(self, epoch: int, slot: int) -> Iterator[int]:
         """The clip planned for a slot, then those that take its place, in turn, should it be unreadable.
 

@@ -2,7 +2,8 @@
 
 A damaged tar reads as a shorter one without a complaint, so nothing here walks through tar headers: members are read by
 the byte ranges of the index and checked against its checksums. `Sample` is one clip of the index, `ShardIndex` reads.
-The folder holds `shard-000000.tar ...` and `index.safetensors` (`affekt.data.samples`).
+The folder holds `shard-000000.tar ...` and `index.safetensors` (`affekt.data.samples`). It may lie behind a url
+(`affekt.data.remote`).
 """
 
 import errno
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from affekt.data.errors import DataError
+from affekt.data.remote import RemoteFolder, locate
 from affekt.data.samples import Sample, Samples, open_samples
 
 INDEX_NAME = "index.safetensors"
@@ -34,23 +36,25 @@ class ShardIndex:
     `fingerprint` stands for the whole index, which contains the checksums of all members and shards.
     """
 
-    def __init__(self, root: Path, header: dict[str, Any], samples: Samples, fingerprint: str):
+    def __init__(self, root: Path | RemoteFolder, header: dict[str, Any], samples: Samples, fingerprint: str):
         self.root, self.header, self.samples, self.fingerprint = root, header, samples, fingerprint
         self._open: dict[int, int] = {}  # shard -> file descriptor, the least recently used first
 
     @classmethod
-    def open(cls, folder: str | Path, check: bool = True) -> "ShardIndex":
-        """Map the index and compare it with its checksum and with the shards that lie beside it; another process that
-        opens what was checked already leaves that out (`check`).
+    def open(cls, folder: str | Path | RemoteFolder, check: bool = True) -> "ShardIndex":
+        """Map the index and compare it with its checksum and with the shards that lie beside it (those behind a url
+        when they are fetched); another process that opens what was checked already leaves that out (`check`).
 
         Raises DataError when the index is missing, damaged or of another major version, or a shard is missing or has
         another size than it was written with.
         """
-        path = Path(folder) / INDEX_NAME
+        folder = locate(folder)
+        path = folder / INDEX_NAME
         try:
-            header, samples, fingerprint = open_samples(path, check)
+            here = folder.index(INDEX_NAME) if isinstance(folder, RemoteFolder) else path
+            header, samples, fingerprint = open_samples(here, check)
             if check:
-                _check_shards(Path(folder), header, samples)
+                _check_shards(folder, header, samples)
         except OSError as error:
             raise DataError(
                 f"{path}: {error.strerror}; `affekt prepare SRC {folder}` writes it when all clips are done"
@@ -59,7 +63,7 @@ class ShardIndex:
             raise DataError(
                 f"{path}: damaged: {type(error).__name__} {error}; copy it again or prepare again"
             ) from None
-        return cls(Path(folder), header, samples, fingerprint)
+        return cls(folder, header, samples, fingerprint)
 
     def shard_name(self, sample: Sample) -> str:
         return self.header["shards"][sample.shard]["name"]
@@ -77,6 +81,9 @@ class ShardIndex:
         if len(content) != size:
             raise SampleError(f"{where}: the shard ends {size - len(content)} bytes too early", "read")
         if hashlib.sha256(content).hexdigest() != digest:
+            if isinstance(self.root, RemoteFolder):  # checked when it came, so it was damaged here: fetch it again
+                os.close(self._open.pop(sample.shard))
+                self.root.drop(self.header["shards"][sample.shard])
             raise SampleError(
                 f"{where}: checksum differs from the index; the shard was damaged after writing", "checksum"
             )
@@ -84,8 +91,9 @@ class ShardIndex:
 
     def verify(self) -> None:
         """Read every shard in full and compare its checksum. Raises DataError naming the first that differs."""
-        for shard in self.header["shards"]:
-            with open(self.root / shard["name"], "rb") as file:
+        for number, shard in enumerate(self.header["shards"]):
+            with open(self._descriptor(number), "rb", closefd=False) as file:
+                file.seek(0)
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
                     raise DataError(f"{self.root / shard['name']}: checksum differs from {INDEX_NAME}")
 
@@ -101,7 +109,10 @@ class ShardIndex:
 
     def _descriptor(self, shard: int) -> int:
         descriptor = self._open.pop(shard, None)
-        if descriptor is None:
+        if descriptor is None and isinstance(self.root, RemoteFolder):
+            self.close()  # one at a time: the cache could remove the others, but not free their room
+            descriptor = self.root.open(self.header["shards"][shard])
+        elif descriptor is None:
             descriptor = os.open(self.root / self.header["shards"][shard]["name"], os.O_RDONLY | os.O_CLOEXEC)
         self._open[shard] = descriptor  # now the most recently used
         if len(self._open) > MAX_OPEN_SHARDS:
@@ -109,7 +120,7 @@ class ShardIndex:
         return descriptor
 
 
-def _check_shards(folder: Path, header: dict[str, Any], samples: Samples) -> None:
+def _check_shards(folder: Path | RemoteFolder, header: dict[str, Any], samples: Samples) -> None:
     expected = sum(shard["samples"] for shard in header["shards"])
     if len(samples) != expected:
         raise ValueError(f"{len(samples)} clips, the header counts {expected}")
@@ -117,6 +128,9 @@ def _check_shards(folder: Path, header: dict[str, Any], samples: Samples) -> Non
         name = shard["name"]
         if Path(name).name != name:
             raise DataError(f"{folder / INDEX_NAME}: shard {name!r} does not lie in the folder")
+        if isinstance(folder, RemoteFolder):
+            folder.check(shard)
+            continue
         try:
             size = (folder / name).stat().st_size
         except OSError as error:
@@ -128,7 +142,7 @@ def _check_shards(folder: Path, header: dict[str, Any], samples: Samples) -> Non
         raise ValueError(f"clip {samples[outside].id} lies outside its shard")
 
 
-def _reopen(root: Path, fingerprint: str) -> ShardIndex:
+def _reopen(root: Path | RemoteFolder, fingerprint: str) -> ShardIndex:
     index = ShardIndex.open(root, check=False)
     if index.fingerprint != fingerprint:
         raise DataError(f"{root / INDEX_NAME}: changed while it was in use")

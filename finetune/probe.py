@@ -42,7 +42,7 @@ class ProbeSettings(Settings):
     cross-validation over the groups of `train`: steadier with few speakers, at five times the fits.
     """
 
-    shards: Path
+    shards: str | Path = Field(description="folder written by `affekt prepare`, or its url")
     encoder: Path = Field(description="export folder of the pre-trained encoder")
     output: Path = Field(description="folder for results.json, settings.yaml and report.html")
     label: str = Field("label", description="manifest field to tell apart")

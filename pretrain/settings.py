@@ -17,7 +17,7 @@ from affekt.pretrain.registry import SIZES, list_models
 class DataSettings(Settings):
     """Which clips are learned from, and how a training view is cut from one."""
 
-    shards: str = Field(description="folder written by `affekt prepare`")
+    shards: str = Field(description="folder written by `affekt prepare`, or its url")
     include: dict[str, list[str]] = Field({}, description="metadata field -> allowed values, e.g. {split: [train]}")
     held_out: dict[str, list[str]] = Field({}, description="clips that must not be seen: by id, source file and group")
     group: str | None = Field(
