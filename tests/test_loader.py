@@ -279,9 +279,10 @@ def test_evaluation_leaves_bad_clips_out(index, tmp_path):
 
 def test_a_worker_that_dies_is_an_error_not_a_hang(index):
     """Killed from outside in the middle of a run, as by an out-of-memory killer."""
+    others = set(multiprocessing.active_children())  # of a test before this one, on their way out
     batches = iter(load(index, workers=1, total_steps=200))
     next(batches)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = set(multiprocessing.active_children()) - others
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(DataError, match="a loader worker died"):
         list(batches)
