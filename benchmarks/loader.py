@@ -174,23 +174,23 @@ def clips_per_second(batches: Iterator[object], count: int) -> float:
 
 def processor_seconds() -> float:
     """User and system time of this process and of all that descend from it, which are alive."""
-    ticks, parents = {}, {}
+    ticks = sum(int(fields[11]) + int(fields[12]) for fields in family().values())
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def family() -> dict[int, list[str]]:
+    """This process, first, and those that descend from it: what /proc/PID/stat says after the name."""
+    stats = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                stats[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue  # it ended in the meantime
-            parents[int(entry.name)], ticks[int(entry.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
-    return sum(ticks[pid] for pid in family(parents)) / os.sysconf("SC_CLK_TCK")
-
-
-def family(parents: dict[int, int]) -> list[int]:
-    """This process and those that descend from it, given the parent of every process."""
     found = [os.getpid()]
     for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found
+        found += [child for child, fields in stats.items() if int(fields[1]) == pid]
+    return {pid: stats[pid] for pid in found}
 
 
 def waiting(index: ShardIndex, step_seconds: float) -> float:
@@ -221,15 +221,8 @@ def memory(index: ShardIndex, clips: int) -> tuple[float, float]:
 
 def resident() -> float:
     """Bytes that no other process shares, of all processes that descend from this one."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
     total = 0
-    for pid in family(parents)[1:]:
+    for pid in list(family())[1:]:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
     return total * 1024

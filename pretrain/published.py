@@ -92,7 +92,7 @@ def read_published(path: str | Path, **changes: Any) -> Published:
     stored = _tensors_of(_safe_load(path), path)
     renamed = {our_name(name): our_tensor(value) for name, value in stored.items()}
     if len(renamed) < len(stored):
-        raise CheckpointError(f"{path}: holds a tensor under two names, with and without `module.`")
+        raise CheckpointError(f"{path}: holds a tensor under two names that mean the same")
     classifier = {name: renamed.pop(name) for name in CLASSIFIER if name in renamed}
     settings = _settings_of(renamed, path, changes)
     shapes = {name: tuple(value.shape) for name, value in {**renamed, **classifier}.items()}
