@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from affekt.data.batch import WHOLE_PICTURE, Batch, Row, Streams, collate
 from affekt.data.decode import View, Window, decode_window, random_start, window_starts
 from affekt.data.errors import AffektError, DataError, SettingsError
-from affekt.data.machine import end_with_parent
+from affekt.data.handover import POSSIBLE, Blocks, Sent
+from affekt.data.machine import end_with_parent, keep_freed_memory
 from affekt.data.order import Plan, clip_key, uniform
 from affekt.data.remote import FetchAhead, RemoteFolder
 from affekt.data.settings import Settings
@@ -235,6 +236,17 @@ class _EvalBatches(Dataset):
         return [int(self.index.samples.shard[self.positions[clip]]) for clip, _ in views]
 
 
+class _Handed(Dataset):
+    """The same batches in the worker's own blocks."""
+
+    def __init__(self, batches: Dataset):
+        self.batches, self.blocks = batches, Blocks()
+
+    def __getitem__(self, number: int) -> Sent | AffektError:
+        batch = self.batches[number]
+        return self.blocks.send(batch) if isinstance(batch, Batch) else batch
+
+
 def _check_window(index: ShardIndex, window: Window) -> None:
     for name in ("fps", "sample_rate"):
         if index.header[name] != getattr(window, name):
@@ -264,7 +276,7 @@ def _load_ahead(batches: "_TrainBatches | _EvalBatches", numbers: range, workers
 def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
     """The batches of these numbers in turn, each made as a whole by one worker."""
     loader = DataLoader(
-        batches,
+        _Handed(batches) if workers and POSSIBLE else batches,
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
@@ -279,6 +291,8 @@ def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
     while True:
         try:
             item = next(items)
+            if isinstance(item, Sent):
+                item = item.open()
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
@@ -292,7 +306,7 @@ def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
             if not workers or (isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error)):
                 raise
             raise DataError(
-                f"a loader worker died ({error}); if it ran out of memory or of /dev/shm, use fewer workers"
+                f"a loader worker died ({error}); if it ran out of memory, use fewer workers"
             ) from error
         if isinstance(item, AffektError):
             raise item
@@ -314,3 +328,4 @@ def _start_worker(_number: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    keep_freed_memory()  # of the batch before, for the next one

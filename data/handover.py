@@ -1,0 +1,96 @@
+"""How a batch goes from a loader's worker to the trainer: through memory that both map and use again.
+
+Torch would put every tensor of every batch into new shared memory, which the kernel hands out and clears page by page,
+and open a connection for each: half of a worker's time. Here a worker keeps a few blocks. It copies a batch into one
+that is free and sends where it lies; the trainer maps the block, and marks it free when the last tensor of the batch is
+gone. A trainer that keeps its batches only makes the worker take more blocks. They have no names, so that nothing is
+left behind whatever dies, and do not count against /dev/shm.
+"""
+
+import mmap
+import os
+import sys
+import weakref
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from affekt.data.batch import Batch
+
+POSSIBLE = sys.platform == "linux"  # memfd_create, and opening what another process has open through /proc
+START = 64  # bytes before the tensors, of which the first is 1 while the trainer has the block; and what they align to
+
+
+class Blocks:
+    """The blocks of one worker, as many as were ever away at once."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, mmap.mmap] = {}  # file descriptor -> the block
+
+    def send(self, batch: Batch) -> "Sent":
+        """Copy the tensors of a batch into a free block."""
+        tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        other = {name: value for name, value in tensors.items() if not isinstance(value, Tensor)}
+        tensors = {name: value.contiguous() for name, value in tensors.items() if name not in other}
+        places, end = {}, START
+        for name, tensor in tensors.items():
+            places[name] = (end, tensor.dtype, tuple(tensor.shape))
+            end += -(-tensor.nbytes // START) * START
+        descriptor = self._free(end)
+        memory = torch.from_numpy(np.frombuffer(self._blocks[descriptor], np.uint8))
+        for name, tensor in tensors.items():
+            _part(memory, *places[name]).copy_(tensor)
+        memory[0] = 1
+        return Sent(os.getpid(), descriptor, len(memory), places, other)
+
+    def _free(self, size: int) -> int:
+        for descriptor, block in list(self._blocks.items()):
+            if block[0]:
+                continue
+            if len(block) >= size:
+                return descriptor
+            del self._blocks[descriptor]
+            os.close(descriptor)
+        descriptor = os.memfd_create("affekt-batch")
+        os.posix_fallocate(descriptor, 0, size)  # says ENOMEM here, where touching a page would kill
+        self._blocks[descriptor] = mmap.mmap(descriptor, size)
+        return descriptor
+
+
+@dataclass
+class Sent:
+    """Where the tensors of a batch lie, and what else it holds. Opened once, by one process, while its sender lives."""
+
+    pid: int
+    descriptor: int
+    size: int
+    places: dict[str, tuple[int, torch.dtype, tuple[int, ...]]]
+    other: dict[str, Any]
+
+    def open(self) -> Batch:
+        """The batch, without a copy. Raises OSError when the worker is gone."""
+        descriptor = os.open(f"/proc/{self.pid}/fd/{self.descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            block = mmap.mmap(descriptor, self.size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        finally:
+            os.close(descriptor)
+        memory = np.frombuffer(block, np.uint8)
+        weakref.finalize(memory, _give_back, block).atexit = False
+        whole = torch.from_numpy(memory)  # its parts share a storage, which holds `memory`
+        return Batch(**{name: _part(whole, *place) for name, place in self.places.items()}, **self.other)
+
+    def pin_memory(self) -> Batch:
+        """The batch in pinned memory, where torch's thread for that puts it; the block is free at once."""
+        return self.open().pin_memory()
+
+
+def _part(memory: Tensor, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    size = int(np.prod(shape)) * dtype.itemsize
+    return memory[start : start + size].view(dtype).view(shape)
+
+
+def _give_back(block: mmap.mmap) -> None:
+    block[0] = 0

@@ -1,0 +1,110 @@
+"""Batches that go from worker to trainer in shared blocks: the same bytes, never overwritten in use, few blocks."""
+
+import gc
+import multiprocessing
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from affekt.data import handover
+from affekt.data.batch import Batch
+from affekt.data.decode import Window
+from affekt.data.handover import Blocks
+from affekt.data.loader import eval_loader, train_loader
+
+pytestmark = pytest.mark.skipif(not handover.POSSIBLE, reason="batches go by torch's way here")
+WINDOW = Window(num_frames=4, frame_stride=6, mel_frames=64)
+
+
+@pytest.fixture(scope="module")
+def index(tiny_shards):
+    return tiny_shards(12, streams="mixed", seconds=1.4, shards=3, size=32)
+
+
+def make(seed: int, clips: int = 3, side: int = 8) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    video = torch.randint(0, 256, (clips, 2, side, side, 3), dtype=torch.uint8, generator=generator)
+    audio, crop = torch.randn(clips, 11, generator=generator), torch.rand(clips, 4, generator=generator)
+    there = torch.rand(clips, generator=generator) < 0.5
+    numbers = torch.randint(-(2**62), 2**62, (clips,), generator=generator)
+    ids = [f"clip{seed}_{i}" for i in range(clips)]
+    return Batch(ids, video, audio, there, ~there, numbers, crop, numbers + 1, seed, [("bad", "decode: it is")])
+
+
+def same(a: Batch, b: Batch) -> bool:
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch)]
+    return all(
+        x.dtype == y.dtype and torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y and type(x) is type(y)
+        for x, y in pairs
+    )
+
+
+def blocks_of(pid: int) -> set[int]:
+    """Inodes of the blocks that a process has open or mapped."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if "affekt-batch" in os.readlink(entry):
+                found.add(entry.stat().st_ino)
+        except FileNotFoundError:
+            continue  # the listing's own
+    return found
+
+
+@pytest.mark.parametrize("clips", [3, 1, 0])
+def test_a_batch_arrives_as_it_was(clips):
+    batch = make(0, clips)
+    assert same(Blocks().send(batch).open(), batch)
+    batch.video = batch.clip = None
+    batch.audio = batch.audio[:, ::2]  # not contiguous
+    assert same(Blocks().send(batch).open(), batch)
+
+
+def test_a_block_is_free_when_the_last_tensor_of_its_batch_is_gone():
+    blocks, before = Blocks(), blocks_of(os.getpid())
+    first = blocks.send(make(1)).open()
+    kept = first.video[1].numpy()  # a view of a view, of another library
+    del first
+    gc.collect()
+    others = [blocks.send(make(seed)).open() for seed in (2, 3)]
+    assert len(blocks_of(os.getpid()) - before) == 3
+    assert (kept == make(1).video[1].numpy()).all()
+    assert all(same(batch, make(seed)) for seed, batch in zip((2, 3), others, strict=True))
+    del kept, others
+    gc.collect()
+    for seed in range(4, 20):
+        assert same(blocks.send(make(seed)).open(), make(seed))
+    assert len(blocks_of(os.getpid()) - before) == 3
+
+
+def test_a_larger_batch_takes_the_place_of_a_free_block_that_is_too_small():
+    blocks, before = Blocks(), blocks_of(os.getpid())
+    for side in (8, 64, 16, 128):
+        batch = make(side, side=side)
+        assert same(blocks.send(batch).open(), batch)
+    assert len(blocks_of(os.getpid()) - before) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_that_are_kept_stay_what_they_were(index, workers):
+    options = {"global_batch": 4, "total_steps": 12, "seed": 3}
+    straight = list(train_loader(index, WINDOW, **options))
+    kept = list(train_loader(index, WINDOW, **options, workers=workers))  # all of them, while the worker goes on
+    assert len(kept) == 12 and all(map(same, straight, kept))
+    views = {"windows_per_clip": 2, "batch_size": 5}
+    assert all(map(same, eval_loader(index, WINDOW, **views), list(eval_loader(index, WINDOW, **views, workers=1))))
+
+
+def test_a_worker_takes_few_blocks_for_many_batches(index):
+    batches = iter(train_loader(index, WINDOW, global_batch=2, total_steps=80, workers=1))
+    others = set(multiprocessing.active_children())
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    taken = set()
+    for _ in range(70):
+        next(batches)
+        taken.add(len(blocks_of(worker.pid)))
+    assert 1 <= max(taken) <= 5  # two made ahead, one in the queue's hands, one in ours, one in work
