@@ -23,12 +23,15 @@ from affekt.data.batch import Batch
 POSSIBLE = sys.platform == "linux"  # memfd_create, and opening what another process has open through /proc
 START = 64  # bytes before the tensors, of which the first is 1 while the trainer has the block; and what they align to
 
+Opened = dict[tuple[int, int], tuple[int, mmap.mmap]]  # process, descriptor -> number and block, mapped once
+
 
 class Blocks:
     """The blocks of one worker, as many as were ever away at once."""
 
     def __init__(self) -> None:
-        self._blocks: dict[int, mmap.mmap] = {}  # file descriptor -> the block
+        self._blocks: dict[tuple[int, int], mmap.mmap] = {}  # (file descriptor, number) -> the block
+        self._made = 0
 
     def send(self, batch: Batch) -> "Sent":
         """Copy the tensors of a batch into a free block."""
@@ -39,25 +42,26 @@ class Blocks:
         for name, tensor in tensors.items():
             places[name] = (end, tensor.dtype, tuple(tensor.shape))
             end += -(-tensor.nbytes // START) * START
-        descriptor = self._free(end)
-        memory = torch.from_numpy(np.frombuffer(self._blocks[descriptor], np.uint8))
+        key = self._free(end)
+        memory = torch.from_numpy(np.frombuffer(self._blocks[key], np.uint8))
         for name, tensor in tensors.items():
             _part(memory, *places[name]).copy_(tensor)
         memory[0] = 1
-        return Sent(os.getpid(), descriptor, len(memory), places, other)
+        return Sent(os.getpid(), *key, len(memory), places, other)
 
-    def _free(self, size: int) -> int:
-        for descriptor, block in list(self._blocks.items()):
+    def _free(self, size: int) -> tuple[int, int]:
+        for key, block in list(self._blocks.items()):
             if block[0]:
                 continue
             if len(block) >= size:
-                return descriptor
-            del self._blocks[descriptor]
-            os.close(descriptor)
+                return key
+            del self._blocks[key]
+            os.close(key[0])
         descriptor = os.memfd_create("affekt-batch")
         os.posix_fallocate(descriptor, 0, size)  # says ENOMEM here, where touching a page would kill
-        self._blocks[descriptor] = mmap.mmap(descriptor, size)
-        return descriptor
+        self._made += 1
+        self._blocks[descriptor, self._made] = mmap.mmap(descriptor, size)
+        return descriptor, self._made
 
 
 @dataclass
@@ -66,17 +70,17 @@ class Sent:
 
     pid: int
     descriptor: int
+    number: int  # of the block: a descriptor may come again
     size: int
     places: dict[str, tuple[int, torch.dtype, tuple[int, ...]]]
     other: dict[str, Any]
 
-    def open(self) -> Batch:
+    def open(self, opened: Opened) -> Batch:
         """The batch, without a copy. Raises OSError when the worker is gone."""
-        descriptor = os.open(f"/proc/{self.pid}/fd/{self.descriptor}", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            block = mmap.mmap(descriptor, self.size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        finally:
-            os.close(descriptor)
+        number, block = opened.get((self.pid, self.descriptor), (0, None))
+        if number != self.number:
+            block = self._map()
+            opened[self.pid, self.descriptor] = self.number, block
         memory = np.frombuffer(block, np.uint8)
         weakref.finalize(memory, _give_back, block).atexit = False
         whole = torch.from_numpy(memory)  # its parts share a storage, which holds `memory`
@@ -84,7 +88,14 @@ class Sent:
 
     def pin_memory(self) -> Batch:
         """The batch in pinned memory, where torch's thread for that puts it; the block is free at once."""
-        return self.open().pin_memory()
+        return self.open({}).pin_memory()
+
+    def _map(self) -> mmap.mmap:
+        descriptor = os.open(f"/proc/{self.pid}/fd/{self.descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return mmap.mmap(descriptor, self.size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        finally:
+            os.close(descriptor)
 
 
 def _part(memory: Tensor, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

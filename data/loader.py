@@ -286,13 +286,13 @@ def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
         generator=torch.Generator(),  # of its own, or it would draw from the model's
         timeout=LOOK_SECONDS if workers else 0,  # it looks after its workers at a timeout alone
     )
-    items = iter(loader)
+    items, opened = iter(loader), {}
     last = time.monotonic()
     while True:
         try:
             item = next(items)
             if isinstance(item, Sent):
-                item = item.open()
+                item = item.open(opened)
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:
@@ -305,9 +305,7 @@ def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
                 ) from error
             if not workers or (isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error)):
                 raise
-            raise DataError(
-                f"a loader worker died ({error}); if it ran out of memory, use fewer workers"
-            ) from error
+            raise DataError(f"a loader worker died ({error}); if it ran out of memory, use fewer workers") from error
         if isinstance(item, AffektError):
             raise item
         yield item

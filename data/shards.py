@@ -70,24 +70,26 @@ class ShardIndex:
 
     def read(self, sample: Sample, member: str) -> bytes:
         """The bytes of one member. Raises SampleError (cause `checksum` or `read`) naming shard, clip and member."""
-        where = f"{self.root / self.shard_name(sample)}: clip {sample.id}, member {member}"
         if member not in sample.members:
-            raise SampleError(f"{where}: the clip has none; it has {', '.join(sample.members)}", "read")
+            raise self._error(sample, member, f"the clip has none; it has {', '.join(sample.members)}")
         offset, size, digest = sample.members[member]
         try:
             content = _pread(self._descriptor(sample.shard), offset, size)
         except OSError as error:
-            raise SampleError(f"{where}: {error.strerror}", "read") from None
+            raise self._error(sample, member, error.strerror) from None
         if len(content) != size:
-            raise SampleError(f"{where}: the shard ends {size - len(content)} bytes too early", "read")
+            raise self._error(sample, member, f"the shard ends {size - len(content)} bytes too early")
         if hashlib.sha256(content).hexdigest() != digest:
             if isinstance(self.root, RemoteFolder):  # checked when it came, so it was damaged here: fetch it again
                 os.close(self._open.pop(sample.shard))
                 self.root.drop(self.header["shards"][sample.shard])
-            raise SampleError(
-                f"{where}: checksum differs from the index; the shard was damaged after writing", "checksum"
-            )
+            what = "checksum differs from the index; the shard was damaged after writing"
+            raise self._error(sample, member, what, "checksum")
         return content
+
+    def _error(self, sample: Sample, member: str, what: str, cause: str = "read") -> SampleError:
+        where = f"{self.root / self.shard_name(sample)}: clip {sample.id}, member {member}"
+        return SampleError(f"{where}: {what}", cause)
 
     def verify(self) -> None:
         """Read every shard in full and compare its checksum. Raises DataError naming the first that differs."""

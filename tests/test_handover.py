@@ -57,34 +57,34 @@ def blocks_of(pid: int) -> set[int]:
 @pytest.mark.parametrize("clips", [3, 1, 0])
 def test_a_batch_arrives_as_it_was(clips):
     batch = make(0, clips)
-    assert same(Blocks().send(batch).open(), batch)
+    assert same(Blocks().send(batch).open({}), batch)
     batch.video = batch.clip = None
     batch.audio = batch.audio[:, ::2]  # not contiguous
-    assert same(Blocks().send(batch).open(), batch)
+    assert same(Blocks().send(batch).open({}), batch)
 
 
 def test_a_block_is_free_when_the_last_tensor_of_its_batch_is_gone():
-    blocks, before = Blocks(), blocks_of(os.getpid())
-    first = blocks.send(make(1)).open()
+    blocks, opened, before = Blocks(), {}, blocks_of(os.getpid())
+    first = blocks.send(make(1)).open(opened)
     kept = first.video[1].numpy()  # a view of a view, of another library
     del first
     gc.collect()
-    others = [blocks.send(make(seed)).open() for seed in (2, 3)]
+    others = [blocks.send(make(seed)).open(opened) for seed in (2, 3)]
     assert len(blocks_of(os.getpid()) - before) == 3
     assert (kept == make(1).video[1].numpy()).all()
     assert all(same(batch, make(seed)) for seed, batch in zip((2, 3), others, strict=True))
     del kept, others
     gc.collect()
     for seed in range(4, 20):
-        assert same(blocks.send(make(seed)).open(), make(seed))
+        assert same(blocks.send(make(seed)).open(opened), make(seed))
     assert len(blocks_of(os.getpid()) - before) == 3
 
 
 def test_a_larger_batch_takes_the_place_of_a_free_block_that_is_too_small():
-    blocks, before = Blocks(), blocks_of(os.getpid())
+    blocks, opened, before = Blocks(), {}, blocks_of(os.getpid())
     for side in (8, 64, 16, 128):
         batch = make(side, side=side)
-        assert same(blocks.send(batch).open(), batch)
+        assert same(blocks.send(batch).open(opened), batch)
     assert len(blocks_of(os.getpid()) - before) == 1
 
 
