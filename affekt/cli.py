@@ -156,6 +156,9 @@ def inspect(
     label: Annotated[str, typer.Option(help="Field of the manifest to count per split.")] = "label",
     split: Annotated[str, typer.Option(help="Field that says on which side a clip stands.")] = "split",
     verify: Annotated[bool, typer.Option("--verify", help="Check every checksum of every clip and shard.")] = False,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Decode no more than so many clips, drawn from all, of a large corpus.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page with a contact sheet to this file.")] = None,
     clips: Annotated[int, typer.Option(min=0, help="Clips on the contact sheet.")] = 24,
     seed: Seed = 0,
@@ -169,7 +172,8 @@ def inspect(
     if html:
         html.parent.mkdir(parents=True, exist_ok=True)  # now, and not after hours of work
     with progress("inspect", quiet=as_json) as report:
-        result = look(shards, label=label, split=split, verify=verify, seed=seed, workers=workers, progress=report)
+        how = {"verify": verify, "sample": sample, "seed": seed, "workers": workers}
+        result = look(shards, label=label, split=split, **how, progress=report)
     if html:
         from affekt.data.inspect.report import write_page
         from affekt.data.shards import ShardIndex

@@ -52,7 +52,7 @@ KEYS = {
         "flags",
         "splits",
     ),
-    *("sound", "faces", "speakers", "duplicates", "av_offset", "quarantine", "damage", "problems"),
+    *("looked_at", "sound", "faces", "speakers", "duplicates", "av_offset", "quarantine", "damage", "problems"),
 }
 
 
@@ -342,6 +342,22 @@ def test_what_clips_say_of_themselves_is_no_html(tmp_path, encode_clip):
     result = inspect(tmp_path / "shards", workers=1)
     html = write_page(tmp_path / "page.html", result, ShardIndex.open(tmp_path / "shards")).read_text()
     assert evil not in html and "&lt;img src=x" in html
+
+
+def test_a_sample_is_decoded_and_everything_counted(corpus, result, tmp_path, capsys):
+    drawn = {n: inspect(corpus, label="label_face", sample=n, workers=1) for n in (6, 12, 10**6)}
+    assert [drawn[n]["looked_at"] for n in drawn] == [6, 12, result["clips"]]
+    counted = ("clips", "hours", "streams", "flags", "speakers", "faces", "quarantine")
+    assert all(found[key] == result[key] for found in drawn.values() for key in counted)
+    silent = [set(found["sound"]["silent"]["ids"]) for found in drawn.values()]
+    assert silent[0] <= silent[1] <= silent[2]
+    assert drawn[10**6]["duplicates"] == result["duplicates"]
+    fewer = drawn[6]["duplicates"]
+    assert fewer["same_source"] == result["duplicates"]["same_source"], "the index tells"
+    assert fewer["near_sound"]["clips"] <= 6 < result["duplicates"]["near_sound"]["clips"]
+    run(["inspect", str(corpus), "--label", "label_face", "--sample", "6", "--html", str(tmp_path / "page.html")])
+    assert "decoded 6 clips drawn from all" in " ".join(capsys.readouterr().out.split())
+    assert "decoded 6 clips drawn from all" in (tmp_path / "page.html").read_text()
 
 
 def test_an_interrupt_ends_it_without_a_traceback(corpus):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from affekt import __version__
@@ -15,6 +16,7 @@ from affekt.data.inspect.look import Look
 from affekt.data.inspect.sync import av_offset
 from affekt.data.inspect.traces import PICTURE_ROW, SOUND_ROW, TraceFile, picture_changes, sound_changes
 from affekt.data.machine import available_cores, run_in_processes
+from affekt.data.order import raw
 from affekt.data.prepare_folder import QUARANTINE
 from affekt.data.samples import Sample
 from affekt.data.shards import ShardIndex
@@ -43,12 +45,14 @@ def inspect(
     label: str = "label",
     split: str = "split",
     verify: bool = False,
+    sample: int | None = None,
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Look at every clip of a folder of shards. `label` and `split` name fields of the metadata.
 
+    With `sample` no more than so many clips, drawn from all, are decoded; what the index says is counted of all still.
     `verify` also compares the checksums of every member and of every shard's file. The result holds plain values, the
     same for the same shards and seed whatever the number of workers; `problems` says what should not be used as it is:
     damage, and speakers or recordings that stand on several sides of the split. Raises DataError when the index cannot
@@ -62,12 +66,13 @@ def inspect(
     workers = workers or available_cores()
     pictures, sounds, hashes = TraceFile(PICTURE_ROW), TraceFile(SOUND_ROW), {}
     looks: list[Look] = [Look(clip) for clip in range(len(samples))]
+    chosen = _draw(len(samples), sample, seed)
     jobs = [
-        (index.root, index.fingerprint, range(at, min(at + CLIPS_PER_JOB, len(samples))), verify)
-        for at in range(0, len(samples), CLIPS_PER_JOB)
+        (index.root, index.fingerprint, chosen[at : at + CLIPS_PER_JOB], verify)
+        for at in range(0, len(chosen), CLIPS_PER_JOB)
     ]
     done, report = 0, progress or (lambda done, total: None)
-    report(0, len(samples))
+    report(0, len(chosen))
     for _, some in run_in_processes(look.look_at, jobs, workers, look.start):
         for found in some:
             looks[found.clip] = found
@@ -79,7 +84,7 @@ def inspect(
                 sounds.add(found.clip, found.sound)
             found.picture = found.sound = None  # from here on they lie in the file
         done += len(some)
-        report(done, len(samples))
+        report(done, len(chosen))
     with threadpool_limits(1):  # many small products, which threads only slow down
         duplicates = _duplicates(samples, looks, split, pictures, sounds, hashes)
         offset = av_offset(pictures, sounds, seed)
@@ -92,6 +97,7 @@ def inspect(
         "label": label,
         "split": split,
         **_totals(samples),
+        "looked_at": len(chosen),
         "splits": _splits(samples, looks, label, split),
         "sound": _sound(samples, looks),
         "faces": _faces(samples),
@@ -102,6 +108,13 @@ def inspect(
         "damage": _damage(index, looks, verify, workers),
     }
     return result | {"problems": find_problems(result)}
+
+
+def _draw(count: int, sample: int | None, seed: int) -> list[int]:
+    """Positions to look at: all, or `sample` of them, in order; a larger sample holds those of a smaller one."""
+    if sample is None or sample >= count:
+        return list(range(count))
+    return sorted(np.argsort(raw(count, seed, "inspect"))[:sample].tolist())
 
 
 def find_problems(result: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """Look at clips: which are damaged, silent or clipped, and the traces that comparisons need. Run in workers."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def start() -> None:
     threadpool_limits(1)
 
 
-def look_at(folder: Path, fingerprint: str, clips: range, verify: bool) -> list[Look]:
+def look_at(folder: Path, fingerprint: str, clips: Sequence[int], verify: bool) -> list[Look]:
     """Read and decode clips; with `verify` every member, those that nothing decodes too."""
     index = _opened(folder, fingerprint)
     return [_look(index, index.samples[clip], clip, verify) for clip in clips]

@@ -43,7 +43,7 @@ def write_page(out: Path, result: dict[str, Any], index: ShardIndex, clips: int 
         section("Splits", _splits(result)),
         section(f"Labels: {result['label']}", _labels(result, "labels")),
         section("Votes", _labels(result, "votes")),
-        section("Sound and faces", _streams(result)),
+        section("Sound and faces", "".join(f"<p>{line}.</p>" for line in drawn(result)), _streams(result)),
         section("Copies and leaks", _duplicates(result)),
         section("Sound against picture", _offset(result["av_offset"])),
         section("Quarantine", _quarantine(result["quarantine"])),
@@ -54,6 +54,16 @@ def write_page(out: Path, result: dict[str, Any], index: ShardIndex, clips: int 
     ]  # fmt: skip
     write_text(out, page(f"Shards: {index.root.name}", "\n".join(part for part in body if part)))
     return out
+
+
+def drawn(result: dict[str, Any]) -> list[str]:
+    """What to know where not every clip was looked at, and nothing otherwise."""
+    if result["looked_at"] == result["clips"]:
+        return []
+    return [
+        f"decoded {result['looked_at']} clips drawn from all {result['clips']}: silent, clipped and damaged ones, "
+        "copies encoded anew and the offset of the sound were looked for among these alone"
+    ]
 
 
 def _header(result: dict[str, Any], index: ShardIndex) -> str:
@@ -84,7 +94,10 @@ def _header(result: dict[str, Any], index: ShardIndex) -> str:
 
 def _verdict(result: dict[str, Any]) -> str:
     if not result["problems"]:
-        checked = "every checksum is right" if result["damage"]["verified"] else "every clip can be decoded"
+        looked = (
+            "every clip" if result["looked_at"] == result["clips"] else f"each of {result['looked_at']:,} clips drawn"
+        )
+        checked = "every checksum is right" if result["damage"]["verified"] else f"{looked} can be decoded"
         return f'<div class="card good"><p><strong>Nothing wrong was found:</strong> {checked}, nothing stands on two '\
             f"sides of <code>{escape(result['split'])}</code>.</p></div>"  # fmt: skip
     items = "".join(f"<li>{escape(problem)}</li>" for problem in result["problems"])

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from affekt.data.inspect.report import KINDS
+from affekt.data.inspect.report import KINDS, drawn
 
 SHOWN = 5  # examples of a kind
 
@@ -27,7 +27,13 @@ def show(result: dict[str, Any], console: Console) -> None:
     for kind in ("labels", "votes"):
         if any(part[kind] for part in result["splits"].values()):
             console.print(_labels(result, kind))
-    lines = [_sound(result), *_copies(result), _offset(result["av_offset"]), _quarantine(result["quarantine"])]
+    lines = [
+        *drawn(result),
+        _sound(result),
+        *_copies(result),
+        _offset(result["av_offset"]),
+        _quarantine(result["quarantine"]),
+    ]
     lines += [f"damaged: {row['message']}" for row in result["damage"]["clips"]]
     lines += [f"damaged: {message}" for message in result["damage"]["shards"]]
     if result["damage"]["verified"] and not (result["damage"]["clips"] or result["damage"]["shards"]):
