@@ -22,7 +22,8 @@ FORMATS = (
     *("wav", "w64", "flac", "mp3", "aac", "aiff", "amr", "au", "caf"),
 )
 STILLS = ("jpeg_pipe", "png_pipe", "bmp_pipe", "webp_pipe", "tiff_pipe")
-INDEXED = ("mov", "matroska", "wav", "flac")  # where seeking is exact enough to begin a cut
+# Where time stamps are as good after a seek as in a straight reading; in bare mp3, aac and amr they are estimates then.
+SEEKABLE = ("mov", "matroska", "wav", "flac", "avi", "mpegts", "flv", "asf")
 RATES = (4_000, 384_000)  # a header of 1 Hz would turn seconds into gigabytes
 MAX_STREAMS = 32
 PREROLL = 1.0  # seconds decoded before a cut, so that predictive codecs have settled
@@ -95,9 +96,13 @@ def _check(container, path: Path, limits: Limits) -> None:
             raise MediaError("too_many_pixels", f"{path}: frames of {size}, the limit is {limits.max_pixels} pixels")
     for stream in container.streams.audio:
         context = stream.codec_context
-        if context is not None and not RATES[0] <= context.sample_rate <= RATES[1]:
-            rate = f"{context.sample_rate} Hz, known are {RATES[0]} to {RATES[1]} Hz"
-            raise MediaError("bad_rate", f"{path}: sound of {rate}")
+        if context is not None and context.sample_rate:  # 0 where the header does not tell; its frames will
+            check_rate(context.sample_rate, path)
+
+
+def check_rate(rate: int, path: str | Path) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise MediaError("bad_rate", f"{path}: sound of {rate} Hz, known are {RATES[0]} to {RATES[1]} Hz")
 
 
 def picture_stream(container):
@@ -115,10 +120,11 @@ def begin_of(container, stream) -> float:
     """Seconds by which a stream begins after its container, as far as the header tells."""
     if stream.start_time is None:
         return 0.0
-    return max(float(stream.start_time * stream.time_base) - _clock(container), 0.0)
+    return max(float(stream.start_time * stream.time_base) - clock_of(container), 0.0)
 
 
-def _clock(container) -> float:
+def clock_of(container) -> float:
+    """Where the container's own clock stands at its beginning, in seconds."""
     return 0.0 if container.start_time is None else container.start_time / av.time_base
 
 
@@ -127,10 +133,24 @@ def decode_stream(container, stream, path: str | Path, start: float = 0.0) -> It
 
     Raises MediaError where packets or frames are damaged, or end long before what the header announces.
     """
-    clock = _clock(container)
     stream.codec_context.thread_count = 1  # parallel over clips, not within one
-    if start > 5 and container.format.name.startswith(INDEXED):
-        container.seek(int((start - PREROLL + clock) * av.time_base), backward=True)
+    if start > 5 and container.format.name.startswith(SEEKABLE):
+        container.seek(int((start - PREROLL + clock_of(container)) * av.time_base), backward=True)
+        frames = _decode(container, stream, path)
+        try:
+            first = next(frames, None)
+        except MediaError:
+            first = None
+        if first is not None and first[0] <= start:
+            yield first
+            yield from frames
+            return
+        container.seek(0, backward=True)  # it came out too late, so read all that comes before
+    yield from _decode(container, stream, path)
+
+
+def _decode(container, stream, path: str | Path) -> Iterator[tuple[float, Any]]:
+    clock = clock_of(container)
     last, lasts = -math.inf, 0.0
     try:
         for packet in container.demux(stream):

@@ -16,6 +16,7 @@ from affekt.data.media.container import (
     Limits,
     MediaError,
     begin_of,
+    check_rate,
     decode_stream,
     is_still,
     length_of,
@@ -38,6 +39,13 @@ class Media:
     waveform: np.ndarray | None
     flags: list[str]
     info: dict[str, Any]
+    begin: float = 0.0  # seconds of the file, on its container's clock
+
+    def part(self, first: int, stop: int, fps: float, sample_rate: int) -> "Media":
+        """The frames from `first` to before `stop`, and the sound under them."""
+        begin, end = (round(frame / fps * sample_rate) for frame in (first, stop))
+        sound = None if self.waveform is None else self.waveform[begin:end]
+        return Media(self.frames[first:stop], sound, self.flags, self.info, self.begin + first / fps)
 
 
 @dataclasses.dataclass
@@ -98,15 +106,15 @@ def read_media(
         flags += sound.flags + sound_flags(waveform)
     if min(stop, info["source_duration"]) - begin > limits.max_duration + 1 / fps:
         flags.append("cut")
-    return Media(frames, waveform, sorted(flags), info)
+    return Media(frames, waveform, sorted(flags), info, begin)
 
 
 def sound_flags(waveform: np.ndarray) -> list[str]:
-    """`silent` (below -60 dB of full scale everywhere) or `clipped` (over 0.1 % of samples at full scale)."""
-    loud = np.abs(waveform)
-    if loud.max() < 1e-3:
+    """`silent` (within 60 dB below full scale of its mean everywhere: a constant is not heard) or `clipped` (over 0.1 %
+    of samples at full scale)."""
+    if np.abs(waveform - waveform.mean()).max() < 1e-3:
         return ["silent"]
-    return ["clipped"] if np.mean(loud >= 0.999) > 1e-3 else []
+    return ["clipped"] if np.mean(np.abs(waveform) >= 0.999) > 1e-3 else []
 
 
 def to_mono(sound: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -165,6 +173,7 @@ def _read_sound(path, begin: float, stop: float, sample_rate: int, limits: Limit
                 break
             if abs(time - expected) > GAP:
                 _flush(resampler, runs)
+                check_rate(frame.sample_rate, path)
                 layout = "mono" if len(frame.layout.channels) == 1 else "stereo"
                 resampler = av.AudioResampler(format="fltp", layout=layout, rate=sample_rate)
                 runs.append((time, []))
