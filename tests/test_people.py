@@ -19,9 +19,9 @@ HAAR = find_detectors("haar")
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory):
-    """Talking heads of eight people with their sound."""
+    """Talking heads of six people with their sound."""
     folder = tmp_path_factory.mktemp("heads")
-    synthesise(folder / "corpus", 8, 8, seed=5, workers=1)
+    synthesise(folder / "corpus", 6, 6, seed=5, workers=1)
     return sorted((folder / "corpus" / "clips").glob("*.mp4"))
 
 
@@ -35,14 +35,21 @@ def pair(heads, tmp_path_factory):
     return path
 
 
-def test_the_head_that_speaks_is_chosen(heads):
-    chosen = [
-        choose_of_two(speaks, other, left)
-        for speaks, other in zip(heads[0::2], heads[1::2], strict=True)
-        for left in (True, False)
-    ]
+def right_choices(films):
+    pairs = [pair for a, b in zip(films[0::2], films[1::2], strict=True) for pair in ((a, b), (b, a))]
+    chosen = [choose_of_two(*pair, left=number % 4 < 2) for number, pair in enumerate(pairs)]
     assert all(found for found, _ in chosen)
-    assert sum(right for _, right in chosen) >= 7, chosen
+    return sum(right for _, right in chosen) / len(chosen)
+
+
+def test_the_head_that_speaks_is_chosen(heads):
+    assert right_choices(heads) >= 5 / 6
+
+
+def test_the_real_person_who_speaks_is_chosen_more_often_than_not(shared_data):
+    """The same woman says sentences of one grammar on both sides: harder than a speaker beside a listener."""
+    films = sorted((shared_data / "grid_s1").glob("*.mp4"))
+    assert right_choices(films[:: len(films) // 8][:8]) >= 6 / 8
 
 
 def test_one_track_and_one_smooth_box_for_each(pair):
@@ -59,10 +66,11 @@ def track(area, rate=1.0, frames=10):
     return Track(np.tile(np.array([0, 0, 96, 96], np.float32), (frames, 1)), rate, area, 0, frames)
 
 
-def test_size_decides_unless_the_sound_clearly_speaks_for_another_face_of_its_size_class():
+def test_size_decides_unless_the_sound_speaks_for_another_face_of_its_size_class():
     assert choose([track(900), track(1000)], [0.3, 0.3]) == 1
-    assert choose([track(900), track(1000)], [0.5, 0.3]) == 0
-    assert choose([track(900), track(1000)], [0.33, 0.3]) == 1  # too little to tell
+    assert choose([track(900), track(1000)], [0.4, 0.3]) == 0
+    assert choose([track(500), track(1000)], [0.39, 0.3]) == 1
+    assert choose([track(500), track(1000)], [0.41, 0.3]) == 0
     assert choose([track(200), track(1000)], [0.9, 0.0]) == 1  # someone in the background
     assert choose([track(1000, 0.3), track(800)], [0.0, 0.0]) == 1  # seen for a third of the time
 
@@ -76,8 +84,10 @@ def test_agreement_is_high_for_the_sound_s_own_mouth_only():
     still = track(5000, frames=100)
     level = np.repeat(np.abs(np.diff(np.sin(4 * np.cumsum(opening)), prepend=0)), 640)
     sound = (level * rng.standard_normal(64_000)).astype(np.float32)
-    assert lip_agreement(frames, still, sound, 25, 16_000) > 0.5
-    assert lip_agreement(frames, still, np.roll(sound, 32_000), 25, 16_000) < 0.4
+    own = lip_agreement(frames, still, sound, 25, 16_000)
+    assert own > 0.4 and all(
+        lip_agreement(frames, still, np.roll(sound, shift), 25, 16_000) < own - 0.15 for shift in (16_000, 32_000)
+    )
     assert lip_agreement(frames, still, 0 * sound, 25, 16_000) == 0
     assert lip_agreement(0 * frames, still, sound, 25, 16_000) == 0
     assert lip_agreement(frames[:4], track(900, frames=4), sound[:2000], 25, 16_000) == 0
@@ -93,10 +103,13 @@ def test_main_takes_the_speaker_and_all_takes_each_as_a_clip(pair, heads):
     np.testing.assert_array_equal(first.waveform, second.waveform)
     assert "other_person" in second.record["flags"] and "other_person" not in first.record["flags"]
     own = [prepare_clip(Clip("x", head), settings).frames for head in heads[:2]]
-    for person, alone in zip((first, second), own, strict=True):
+
+    def apart(person, alone):
         count = min(len(person.frames), len(alone))
-        assert np.abs(person.frames[:count].astype(int) - alone[:count]).mean() < 12
-    assert np.abs(first.frames[:count].astype(int) - own[1][:count]).mean() > 12
+        return np.abs(person.frames[:count].astype(int) - alone[:count]).mean()
+
+    for person, mine, theirs in ((first, *own), (second, *own[::-1])):
+        assert apart(person, mine) < 0.6 * apart(person, theirs)
 
 
 def test_someone_who_leaves_is_a_clip_as_long_as_they_were_there(pair, tmp_path):
