@@ -180,7 +180,7 @@ def write_bombs(folder: Path) -> dict[str, Path]:
     return bombs
 
 
-def write_vast_png(path: Path, side: int = 16_384) -> Path:
+def write_vast_png(path: Path, side: int = 16_000) -> Path:
     """The beginning of a picture of `side` times `side` pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -192,12 +192,12 @@ def write_vast_png(path: Path, side: int = 16_384) -> Path:
     return path
 
 
-def write_vast_film(path: Path, side: int = 16_384) -> Path:
+def write_vast_film(path: Path, side: int = 16_000) -> Path:
     """An avi of motion JPEG whose header and pictures claim `side` times `side` pixels."""
     write_film(path, lambda t: gray(90), ticks(0, 0.4), codec="mjpeg", pix_fmt="yuvj420p")
     raw = path.read_bytes()
-    small, vast = struct.pack("<II", 64, 48), struct.pack("<II", side - 16, side - 16)
-    raw = raw.replace(small, vast).replace(struct.pack(">HH", 48, 64), struct.pack(">HH", side - 16, side - 16))
+    small, vast = struct.pack("<II", 64, 48), struct.pack("<II", side, side)
+    raw = raw.replace(small, vast).replace(struct.pack(">HH", 48, 64), struct.pack(">HH", side, side))
     path.write_bytes(raw)
     return path
 

@@ -19,8 +19,10 @@ from affekt.data.manifest import Clip, clip_of_file
 from affekt.data.media.container import Limits, MediaError, is_still
 from affekt.data.media.face import Track, center_boxes, crop, face_tracks, find_detectors
 from affekt.data.media.lips import choose, lip_agreement
-from affekt.data.media.streams import Media, read_media
+from affekt.data.media.streams import Media, read_media, read_region
 from affekt.data.settings import Settings
+
+ENOUGH = 2  # pixels of the source for a pixel of the crop, each way; more cannot be seen
 
 
 class PrepareSettings(Settings):
@@ -103,19 +105,19 @@ def prepare_people(clip: Clip, settings: PrepareSettings) -> list[PreparedClip]:
     tracks = _tracks(media, clip, settings)
     if tracks is None and settings.face_fallback == "center":
         boxes = center_boxes(*media.frames.shape[:3])
-        return [_prepared(clip, settings, media, crop(media.frames, boxes, settings.size), ["no_face"], 0.0)]
+        return [_prepared(clip, settings, media, _crop(clip, media, boxes, settings), ["no_face"], 0.0)]
     if tracks is None:
         return [_prepared(clip, settings, media, None, ["no_face"], 0.0)]
     rates = [round(track.rate, 4) if settings.face != "center" else None for track in tracks]
     if settings.people == "main" or len(tracks) == 1:
         flags = ["several_people"] * (len(tracks) > 1)
-        return [_prepared(clip, settings, media, crop(media.frames, tracks[0].boxes, settings.size), flags, rates[0])]
+        return [_prepared(clip, settings, media, _crop(clip, media, tracks[0].boxes, settings), flags, rates[0])]
     people = []
     for number, (track, rate) in enumerate(zip(tracks, rates)):
         seen = media.part(track.first, track.stop, settings.fps, settings.sample_rate)
         person = dataclasses.replace(clip, id=f"{clip.id}@p{number}")
         flags = ["several_people", *["other_person"] * (number > 0)]
-        pictures = crop(seen.frames, track.boxes[track.first : track.stop], settings.size)
+        pictures = _crop(clip, seen, track.boxes[track.first : track.stop], settings)
         people.append(_prepared(person, settings, seen, pictures, flags, rate))
     return people
 
@@ -137,6 +139,25 @@ def _tracks(media: Media, clip: Clip, settings: PrepareSettings) -> list[Track] 
     rate = found[0].rate if found else 0.0
     hint = "set face_fallback=center to take the centre of the picture instead"
     raise MediaError("no_face", f"{clip.video}: a face in {rate:.0%} of the frames looked at; {hint}")
+
+
+def _crop(clip: Clip, media: Media, boxes: np.ndarray, settings: PrepareSettings) -> np.ndarray:
+    """(T, size, size, 3) of the boxes (T, 4). Where the frames were scaled down too far for it, what the boxes go over
+    is read again in a higher resolution."""
+    side = float(np.median(boxes[:, 2] - boxes[:, 0]))
+    if media.scale == 1 or side >= settings.size:
+        return crop(media.frames, boxes, settings.size)
+    height, width = media.frames.shape[1:3]
+    sides = np.array([width, height, width, height])
+    region = (*(boxes[:, :2].min(axis=0) / sides[:2]), *(boxes[:, 2:].max(axis=0) / sides[2:]))
+    larger = min(ENOUGH * settings.size / side, 1 / media.scale)  # than in the frames at hand
+    pixels = (region[2] - region[0]) * (region[3] - region[1]) * width * height * larger**2
+    frames, shown = read_region(
+        clip.video, media.begin, len(boxes), region, fps=settings.fps, limits=settings.limits, pixels=pixels
+    )
+    factors = np.array([frames.shape[2] / (shown[2] - shown[0]), frames.shape[1] / (shown[3] - shown[1])])
+    boxes = ((boxes / sides).reshape(-1, 2, 2) - shown[:2]) * factors
+    return crop(frames, boxes.reshape(-1, 4), settings.size)
 
 
 def _prepared(

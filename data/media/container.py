@@ -47,6 +47,7 @@ class Limits:
     max_source_duration: float = 6 * 3600.0  # longer files are refused before decoding
     max_pixels: int = 4096 * 2304
     frame_bytes: int = 768 * 2**20  # frames are scaled down as they are read so that a clip stays below this
+    pixels: int = 854 * 480  # and to this size or a little below, which is enough to find faces in
 
 
 def is_still(path: str | Path | None) -> bool:
@@ -62,10 +63,11 @@ def open_media(path: str | Path, limits: Limits):
         raise MediaError("empty", f"{path}: the file has 0 bytes")
     still = is_still(path)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(STILLS if still else FORMATS)}
+    vast = {"max_pixels": str(limits.max_pixels)}  # FFmpeg decodes the first pictures as it opens a file
     # A still is handed over as a nameless stream: by name FFmpeg would take `img%03d.png` for a sequence of files.
     source = _Nameless(path.open("rb")) if still else f"file:{path.resolve()}"
     try:
-        container = av.open(source, container_options=options, metadata_errors="replace")
+        container = av.open(source, options=vast, container_options=options, metadata_errors="replace")
     except (av.FFmpegError, ValueError, UnicodeError, IndexError) as error:
         raise MediaError("unreadable", f"{path}: not a media file of a known container ({_short(error)})") from None
     try:
@@ -73,6 +75,9 @@ def open_media(path: str | Path, limits: Limits):
     except MediaError:
         container.close()
         raise
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.codec_context.options = vast
     return container
 
 
@@ -94,6 +99,8 @@ def _check(container, path: Path, limits: Limits) -> None:
         if context is not None and context.width * context.height > limits.max_pixels:
             size = f"{context.width} x {context.height}"
             raise MediaError("too_many_pixels", f"{path}: frames of {size}, the limit is {limits.max_pixels} pixels")
+        if context is not None and is_still(path) and not context.width:
+            raise MediaError("too_many_pixels", f"{path}: no picture, or one of more than {limits.max_pixels} pixels")
     for stream in container.streams.audio:
         context = stream.codec_context
         if context is not None and context.sample_rate:  # 0 where the header does not tell; its frames will

@@ -23,7 +23,7 @@ from affekt.data.media.container import (
     open_media,
     picture_stream,
 )
-from affekt.data.media.picture import FramePicker
+from affekt.data.media.picture import FramePicker, Region
 
 GAP = 0.05  # seconds between where a sound frame stands and where it should; below it is rounding of time stamps
 
@@ -40,12 +40,13 @@ class Media:
     flags: list[str]
     info: dict[str, Any]
     begin: float = 0.0  # seconds of the file, on its container's clock
+    scale: float = 1.0  # pixels of the frames per pixel of the source
 
     def part(self, first: int, stop: int, fps: float, sample_rate: int) -> "Media":
         """The frames from `first` to before `stop`, and the sound under them."""
         begin, end = (round(frame / fps * sample_rate) for frame in (first, stop))
         sound = None if self.waveform is None else self.waveform[begin:end]
-        return Media(self.frames[first:stop], sound, self.flags, self.info, self.begin + first / fps)
+        return Media(self.frames[first:stop], sound, self.flags, self.info, self.begin + first / fps, self.scale)
 
 
 @dataclasses.dataclass
@@ -68,10 +69,11 @@ def read_media(
 ) -> Media:
     """Read `video` and its own sound, or that of `audio`, from `start` to `end` seconds of the file.
 
-    Frames are those nearest in time to a constant `fps`; sound is mono at `sample_rate`. Where both streams exist only
-    their common interval is kept. Flags: cut (longer than the limit), silent, clipped, antiphase, sound_gap,
-    picture_gap, blank, no_sound, no_picture. `info` holds what was found: source_duration, source_fps, source_rate and
-    `offset`, the seconds by which the sound begins after the picture. Raises MediaError.
+    Frames are those nearest in time to a constant `fps`, scaled down to `limits.pixels`; sound is mono at
+    `sample_rate`. Where both streams exist only their common interval is kept. Flags: cut (longer than the limit),
+    silent, clipped, antiphase, sound_gap, picture_gap, blank, no_sound, no_picture. `info` holds what was found:
+    source_duration, source_fps, source_rate and `offset`, the seconds by which the sound begins after the picture.
+    Raises MediaError.
     """
     if video is None and audio is None:
         raise MediaError("no_stream", "neither a picture nor a sound file was given")
@@ -106,7 +108,7 @@ def read_media(
         flags += sound.flags + sound_flags(waveform)
     if min(stop, info["source_duration"]) - begin > limits.max_duration + 1 / fps:
         flags.append("cut")
-    return Media(frames, waveform, sorted(flags), info, begin)
+    return Media(frames, waveform, sorted(flags), info, begin, picture.scale if picture else 1.0)
 
 
 def sound_flags(waveform: np.ndarray) -> list[str]:
@@ -145,7 +147,7 @@ def _read_picture(path, begin, stop, sound: _Sound | None, fps, limits: Limits, 
         last = min(stop, sound.end) if sound else stop
         aspect = float(stream.sample_aspect_ratio or 1)
         announced = 1 / fps if is_still(path) else length_of(stream) or info["source_duration"] or math.inf
-        picker = FramePicker(first, last, fps, limits, aspect, announced)
+        picker = FramePicker(first, last, fps, limits=limits, aspect=aspect, announced=announced, pixels=limits.pixels)
         for time, frame in decode_stream(container, stream, path, begin):
             if not picker.add(time, frame):
                 break
@@ -156,6 +158,25 @@ def _read_picture(path, begin, stop, sound: _Sound | None, fps, limits: Limits, 
     if sound:
         info["offset"] = round(sound.begin - picker.first, 4)
     return picker
+
+
+def read_region(
+    path: str | Path, begin: float, count: int, region: Region, *, fps: float, limits: Limits, pixels: float
+) -> tuple[np.ndarray, Region]:
+    """The same `count` frames as `read_media` gave from `begin` on, of a `region` of the picture alone, at up to
+    `pixels`: uint8 (count, h, w, 3), and the region that they show. Raises MediaError."""
+    with open_media(path, limits) as container:
+        stream = picture_stream(container)
+        aspect = float(stream.sample_aspect_ratio or 1)
+        when = begin, begin + count / fps, fps
+        picker = FramePicker(*when, limits=limits, aspect=aspect, announced=count / fps, pixels=pixels, region=region)
+        for time, frame in decode_stream(container, stream, path, begin):
+            if not picker.add(time, frame):
+                break
+        picker.finish()
+    if picker.count != count:
+        raise MediaError("damaged", f"{path}: {count} frames at first, {picker.count} when read again")
+    return picker.frames, picker.region
 
 
 def _read_sound(path, begin: float, stop: float, sample_rate: int, limits: Limits, info) -> _Sound | None:
