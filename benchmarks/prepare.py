@@ -31,7 +31,7 @@ from rich.table import Table
 
 from affekt.data.manifest import Clip, read_source
 from affekt.data.media.clip import PrepareSettings, encode_clip, prepare_people
-from affekt.data.media.face import LEVELS, face_tracks, find_detectors, haar
+from affekt.data.media.face import LEVELS, Track, face_tracks, find_detectors, haar
 from affekt.data.media.lips import choose, lip_agreement
 from affekt.data.media.streams import read_media
 from affekt.data.media.workers import Failure, MediaPool
@@ -89,14 +89,23 @@ def faces(arguments: argparse.Namespace, _: Path) -> tuple[Table, Figures]:
     for name, folder in VIDEOS.items():
         clips = kept = pictures = good = 0
         for path in videos(arguments.data / folder, arguments.clips):
-            frames = read_media(path).frames
-            tracks = [track for track in face_tracks(frames, find_detectors("haar")) if track.rate >= 0.25]
-            clips, pictures, kept = clips + 1, pictures + len(frames), kept + bool(tracks)
+            found = read_media(path)
+            tracks, main_one = tracks_of(found.frames, found.waveform)
+            clips, pictures, kept = clips + 1, pictures + len(found.frames), kept + bool(tracks)
             if tracks:
-                good += sum(shows_face(frame, box) for frame, box in zip(frames, tracks[0].boxes, strict=True))
+                boxes = tracks[main_one].boxes
+                good += sum(shows_face(frame, box) for frame, box in zip(found.frames, boxes, strict=True))
         table.add_row(name, str(clips), f"{kept / clips:.1%}", str(pictures), f"{good / pictures:.2%} (bar 99 %)")
         figures[f"faces_{folder}"] = round(good / pictures, 5)
     return table, figures
+
+
+def tracks_of(frames: np.ndarray, waveform: np.ndarray | None) -> tuple[list[Track], int]:
+    """Faces as `affekt prepare` finds them, and which it keeps."""
+    tracks = [track for track in face_tracks(frames, find_detectors("haar")) if track.rate >= 0.25]
+    if len(tracks) < 2 or waveform is None:
+        return tracks, 0
+    return tracks, choose(tracks, [lip_agreement(frames, track, waveform, 25, 16_000) for track in tracks])
 
 
 def shows_face(frame: np.ndarray, box: np.ndarray) -> bool:
@@ -185,12 +194,9 @@ def choose_of_two(speaks: Path, other: Path, left: bool) -> tuple[bool, bool]:
     media_, still = read_media(speaks), read_media(other).frames
     frames = side_by_side(media_.frames, still, left)
     width = frames.shape[2] / 2
-    tracks = [track for track in face_tracks(frames, find_detectors("haar")) if track.rate >= 0.25]
-    is_left = [track.boxes[:, [0, 2]].mean() < width for track in tracks]
-    if len(set(is_left)) < 2:
-        return False, False
-    agreements = [lip_agreement(frames, track, media_.waveform, 25, 16_000) for track in tracks]
-    return True, is_left[choose(tracks, agreements)] == left
+    tracks, main_one = tracks_of(frames, media_.waveform)
+    is_left = [bool(track.boxes[:, [0, 2]].mean() < width) for track in tracks]
+    return len(set(is_left)) == 2, len(set(is_left)) == 2 and is_left[main_one] == left
 
 
 def side_by_side(frames: np.ndarray, other: np.ndarray, left: bool) -> np.ndarray:

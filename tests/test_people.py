@@ -122,6 +122,8 @@ def test_someone_who_leaves_is_a_clip_as_long_as_they_were_there(pair, tmp_path)
     assert stays.record["frames"] == len(frames) and 32 <= leaves.record["frames"] <= 48
     assert leaves.record["samples"] == leaves.record["frames"] * 640
     assert leaves.record["start"] == 0 and leaves.record["end"] == pytest.approx(leaves.record["frames"] / 25)
+    (alone,) = prepare_people(Clip("a", tmp_path / "a.mp4"), PrepareSettings(size=64, people="all", min_duration=2.5))
+    assert alone.record["id"] == "a" and alone.record["frames"] == len(frames)  # too brief to be a clip, and no loss
 
 
 def test_prepare_counts_people_beside_clips(pair, heads, tmp_path):

@@ -22,7 +22,7 @@ from affekt.data.media.lips import choose, lip_agreement
 from affekt.data.media.streams import Media, read_media, read_region
 from affekt.data.settings import Settings
 
-ENOUGH = 2  # pixels of the source for a pixel of the crop, each way; more cannot be seen
+FINE = 2  # pixels of the source for a pixel of the crop, each way; more cannot be seen
 
 
 class PrepareSettings(Settings):
@@ -108,18 +108,24 @@ def prepare_people(clip: Clip, settings: PrepareSettings) -> list[PreparedClip]:
         return [_prepared(clip, settings, media, _crop(clip, media, boxes, settings), ["no_face"], 0.0)]
     if tracks is None:
         return [_prepared(clip, settings, media, None, ["no_face"], 0.0)]
-    rates = [round(track.rate, 4) if settings.face != "center" else None for track in tracks]
+    several = ["several_people"] * (len(tracks) > 1)
+    if settings.people == "all":  # who is seen too briefly for a clip is none
+        tracks = [t for t in tracks if t.stop - t.first >= settings.min_duration * settings.fps] or tracks[:1]
     if settings.people == "main" or len(tracks) == 1:
-        flags = ["several_people"] * (len(tracks) > 1)
-        return [_prepared(clip, settings, media, _crop(clip, media, tracks[0].boxes, settings), flags, rates[0])]
+        pictures = _crop(clip, media, tracks[0].boxes, settings)
+        return [_prepared(clip, settings, media, pictures, several, _rate(tracks[0], settings))]
     people = []
-    for number, (track, rate) in enumerate(zip(tracks, rates)):
+    for number, track in enumerate(tracks):
         seen = media.part(track.first, track.stop, settings.fps, settings.sample_rate)
         person = dataclasses.replace(clip, id=f"{clip.id}@p{number}")
-        flags = ["several_people", *["other_person"] * (number > 0)]
+        flags = [*several, *["other_person"] * (number > 0)]
         pictures = _crop(clip, seen, track.boxes[track.first : track.stop], settings)
-        people.append(_prepared(person, settings, seen, pictures, flags, rate))
+        people.append(_prepared(person, settings, seen, pictures, flags, _rate(track, settings)))
     return people
+
+
+def _rate(track: Track, settings: PrepareSettings) -> float | None:
+    return None if settings.face == "center" else round(track.rate, 4)
 
 
 def _tracks(media: Media, clip: Clip, settings: PrepareSettings) -> list[Track] | None:
@@ -137,7 +143,9 @@ def _tracks(media: Media, clip: Clip, settings: PrepareSettings) -> list[Track] 
     if settings.face_fallback == "center" or (settings.face_fallback == "sound" and heard):
         return None
     rate = found[0].rate if found else 0.0
-    hint = "set face_fallback=center to take the centre of the picture instead"
+    hint = (
+        "set face_fallback=sound to keep its sound, or face_fallback=center to take the centre of the picture instead"
+    )
     raise MediaError("no_face", f"{clip.video}: a face in {rate:.0%} of the frames looked at; {hint}")
 
 
@@ -150,7 +158,7 @@ def _crop(clip: Clip, media: Media, boxes: np.ndarray, settings: PrepareSettings
     height, width = media.frames.shape[1:3]
     sides = np.array([width, height, width, height])
     region = (*(boxes[:, :2].min(axis=0) / sides[:2]), *(boxes[:, 2:].max(axis=0) / sides[2:]))
-    larger = min(ENOUGH * settings.size / side, 1 / media.scale)  # than in the frames at hand
+    larger = min(FINE * settings.size / side, 1 / media.scale)  # than in the frames at hand
     pixels = (region[2] - region[0]) * (region[3] - region[1]) * width * height * larger**2
     frames, shown = read_region(
         clip.video, media.begin, len(boxes), region, fps=settings.fps, limits=settings.limits, pixels=pixels

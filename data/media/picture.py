@@ -22,22 +22,23 @@ class FramePicker:
 
     def __init__(
         self,
-        *when: float,
+        begin: float,
+        stop: float,
+        fps: float,
         limits: Limits,
         aspect: float,
         announced: float,
-        pixels: float,
+        pixels: float | None = None,
         region: Region = WHOLE,
     ):
-        """`when`: begin, stop, fps. `aspect` is the width of a pixel in heights, `announced` the seconds that the
-        header promises, `pixels` at how many of the region pictures are scaled down."""
-        begin, stop, fps = when
+        """`aspect` is the width of a pixel in heights, `announced` the seconds that the header promises. Pictures with
+        more than `pixels` of the region, by default as the limits say, are scaled down."""
         self.begin, self.stop, self.fps, self.limits = begin, stop, fps, limits
         self.first = math.nan  # seconds of the first frame
         self.count = 0  # ticks that have their frame
         self.widest = 0.0  # seconds between two neighbours
         self.region, self.scale = region, 1.0
-        self._aspect, self._pixels = aspect if 0.1 < aspect < 10 else 1.0, pixels
+        self._aspect, self._pixels = aspect if 0.1 < aspect < 10 else 1.0, pixels or limits.pixels
         self._cutter = _Cutter(WHOLE)
         self._announced = announced
         self._before: tuple[float, object] | None = None  # the newest frame, not yet known to be the nearest of a tick

@@ -147,7 +147,7 @@ def _read_picture(path, begin, stop, sound: _Sound | None, fps, limits: Limits, 
         last = min(stop, sound.end) if sound else stop
         aspect = float(stream.sample_aspect_ratio or 1)
         announced = 1 / fps if is_still(path) else length_of(stream) or info["source_duration"] or math.inf
-        picker = FramePicker(first, last, fps, limits=limits, aspect=aspect, announced=announced, pixels=limits.pixels)
+        picker = FramePicker(first, last, fps, limits, aspect, announced)
         for time, frame in decode_stream(container, stream, path, begin):
             if not picker.add(time, frame):
                 break
@@ -168,8 +168,7 @@ def read_region(
     with open_media(path, limits) as container:
         stream = picture_stream(container)
         aspect = float(stream.sample_aspect_ratio or 1)
-        when = begin, begin + count / fps, fps
-        picker = FramePicker(*when, limits=limits, aspect=aspect, announced=count / fps, pixels=pixels, region=region)
+        picker = FramePicker(begin, begin + count / fps, fps, limits, aspect, count / fps, pixels, region)
         for time, frame in decode_stream(container, stream, path, begin):
             if not picker.add(time, frame):
                 break
