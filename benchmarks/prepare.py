@@ -295,7 +295,7 @@ def resident() -> int:
 KILLED = """
 import sys
 from benchmarks.prepare import KILL_SETTINGS, prepare
-prepare(sys.argv[1], sys.argv[2], KILL_SETTINGS, 2)
+prepare(sys.argv[1], sys.argv[2], KILL_SETTINGS, 1)
 """
 KILL_SETTINGS = PrepareSettings(face="center", size=32, clips_per_shard=4, max_duration=2)
 

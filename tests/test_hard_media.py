@@ -194,7 +194,7 @@ def test_files_that_point_elsewhere_reach_nothing(tmp_path):
 
 
 REFUSALS = {"unreadable", "damaged", "truncated", "empty", "error", "too_short", "too_long", "no_stream", "no_overlap"}
-REFUSALS |= {"too_many_pixels", "bad_rate", "memory", "non_finite", "no_time_stamps"}
+REFUSALS |= {"too_many_pixels", "bad_rate", "memory", "non_finite", "no_time_stamps", "no_decoder"}
 
 
 def test_mutated_files_are_all_accounted_for(tmp_path):

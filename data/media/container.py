@@ -140,6 +140,8 @@ def decode_stream(container, stream, path: str | Path, start: float = 0.0) -> It
 
     Raises MediaError where packets or frames are damaged, or end long before what the header announces.
     """
+    if stream.codec_context is None:
+        raise MediaError("no_decoder", f"{path}: the {stream.type} is in a format that is not known here")
     stream.codec_context.thread_count = 1  # parallel over clips, not within one
     if start > 5 and container.format.name.startswith(SEEKABLE):
         container.seek(int((start - PREROLL + clock_of(container)) * av.time_base), backward=True)
