@@ -26,6 +26,7 @@ STILLS = ("jpeg_pipe", "png_pipe", "bmp_pipe", "webp_pipe", "tiff_pipe")
 SEEKABLE = ("mov", "matroska", "wav", "flac", "avi", "mpegts", "flv", "asf")
 RATES = (4_000, 384_000)  # a header of 1 Hz would turn seconds into gigabytes
 MAX_STREAMS = 32
+SEEK_AFTER = 5.0  # seconds; before, reading from the beginning is as quick
 PREROLL = 1.0  # seconds decoded before a cut, so that predictive codecs have settled
 
 av.logging.set_level(None)  # FFmpeg's own lines name no clip; what matters comes back as MediaError
@@ -143,7 +144,7 @@ def decode_stream(container, stream, path: str | Path, start: float = 0.0) -> It
     if stream.codec_context is None:
         raise MediaError("no_decoder", f"{path}: the {stream.type} is in a format that is not known here")
     stream.codec_context.thread_count = 1  # parallel over clips, not within one
-    if start > 5 and container.format.name.startswith(SEEKABLE):
+    if start > SEEK_AFTER and container.format.name.startswith(SEEKABLE):
         container.seek(int((start - PREROLL + clock_of(container)) * av.time_base), backward=True)
         frames = _decode(container, stream, path)
         try:

@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 from affekt.data.media.container import (
+    SEEK_AFTER,
     Limits,
     MediaError,
     begin_of,
@@ -155,7 +156,7 @@ def _read_picture(path, begin, stop, sound: _Sound | None, fps, limits: Limits, 
     if not picker.count:
         where = f"sound, {picker.begin:.2f} to {picker.stop:.2f} s" if sound else f"picture after {picker.begin:.2f} s"
         raise MediaError("no_overlap" if sound else "empty", f"{path}: no frame within the {where}")
-    if sound:
+    if sound and begin <= SEEK_AFTER:  # after a seek both begin wherever they could be entered
         info["offset"] = round(sound.begin - picker.first, 4)
     return picker
 
