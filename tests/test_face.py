@@ -110,6 +110,15 @@ def test_a_small_face_in_a_wide_shot_is_found():
     assert track.rate == 1 and abs(track.boxes[0, ::2].mean() - 700) < 8
 
 
+@pytest.mark.parametrize("large", [36, 44, 52, 60])
+def test_a_face_of_half_the_size_beside_another_is_found_in_a_wide_shot(large):
+    film = film_of([(250, 240, large)] * 5, 480, 840)
+    for frame in film:
+        draw_face(frame, 600, 240, large / 2 + 2)
+    centres = sorted(float(track.boxes[0, ::2].mean()) for track in face_tracks(film, HAAR) if track.rate == 1)
+    assert len(centres) == 2 and abs(centres[0] - 250) < 8 and abs(centres[1] - 600) < 8
+
+
 def test_boxes_stay_inside_and_square_at_the_rim():
     for place in [(30, 40, 40), (280, 200, 40), (150, 112, 100)]:
         track = main_track(film_of([place] * 10), HAAR)

@@ -26,8 +26,9 @@ DETECTIONS_PER_SECOND = 3
 # added at each side. Small is fast and enough for a talking head, the rim helps where the frame cuts the head, wide
 # shots need the larger ones. (alt2 gives fewer false faces, default finds more turned ones.)
 LEVELS = (("alt2", 120, 0.0), ("alt2", 120, 0.15), ("default", 120, 0.15), ("alt2", 320, 0.0), ("alt2", 640, 0.0))
-# A face that is small in that picture gets a coarse box: it is looked for again in a picture of its surroundings.
-COARSE, CLOSER = 45, 120  # pixels of the box and of the picture
+# Pixels of the smallest box looked for in that picture, and of the largest box below which a picture of twice the width
+# is looked at too: its boxes are sharper, and faces of half the size beside it are found.
+SMALLEST, COARSE = 20, 50
 ENOUGH = 0.6  # share of looks with a face at which no further level is tried
 SAME_FACE = 0.3  # least overlap (intersection over union) of two neighbouring detections of a face
 # Side of the crop in widths of the cascade's box, and how far below its centre the crop's centre lies. The box ends
@@ -71,9 +72,10 @@ def haar(frame: np.ndarray, cascade: str = "alt2", width: int = 160, rim: float 
     """Boxes (N, 4) in pixels of frame (H, W, 3) uint8 RGB by one of OpenCV's frontal face cascades."""
     gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     boxes = _detect(gray, cascade, width, rim)
-    small = min(1.0, width / gray.shape[1]) * (boxes[:, 2] - boxes[:, 0]) < COARSE
-    for number in np.flatnonzero(small):
-        boxes[number] = _closer(gray, boxes[number], cascade)
+    scale = width / gray.shape[1]
+    if len(boxes) and scale < 1 and scale * (boxes[:, 2] - boxes[:, 0]).max() < COARSE:
+        finer = _detect(gray, cascade, 2 * width, rim)
+        boxes = finer if len(finer) >= len(boxes) else boxes
     return boxes
 
 
@@ -83,18 +85,8 @@ def _detect(gray: np.ndarray, cascade: str, width: int, rim: float) -> np.ndarra
         gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     edge = round(rim * gray.shape[1])
     gray = np.pad(gray, edge, mode="edge")
-    x, y, w, h = np.reshape(_cascade(cascade).detectMultiScale(gray, 1.15, 4, minSize=(20, 20)), (-1, 4)).T
+    x, y, w, h = np.reshape(_cascade(cascade).detectMultiScale(gray, 1.15, 4, minSize=(SMALLEST, SMALLEST)), (-1, 4)).T
     return np.stack([x - edge, y - edge, x - edge + w, y - edge + h], axis=1).astype(np.float32) / np.float32(scale)
-
-
-def _closer(gray: np.ndarray, box: np.ndarray, cascade: str) -> np.ndarray:
-    """The same face found in a picture of its surroundings, as in a film of one head; `box` where it is not found."""
-    half = (box[2] - box[0]) / 2
-    x0, y0 = (max(round(float(start - half)), 0) for start in box[:2])
-    near = gray[y0 : round(float(box[3] + half)), x0 : round(float(box[2] + half))]
-    found = _detect(near, cascade, CLOSER, 0.0) + np.array([x0, y0, x0, y0], np.float32)
-    overlaps = [_overlap(box, other) for other in found]
-    return found[int(np.argmax(overlaps))] if overlaps and max(overlaps) > SAME_FACE else box
 
 
 @cache
