@@ -22,6 +22,7 @@ from affekt.data.media.container import (
     open_media,
     picture_stream,
 )
+from affekt.data.media.frames import FrameFolder
 from affekt.data.media.picture import FramePicker
 
 GAP = 0.05  # seconds between where a sound frame stands and where it should; below it is rounding of time stamps
@@ -58,7 +59,7 @@ def read_media(
     sample_rate: int = 16_000,
     limits: Limits | None = None,
 ) -> Media:
-    """Read `video` and its own sound, or that of `audio`, from `start` to `end` seconds of the file.
+    """Read `video`, a file or a folder of frames, and its own sound, or that of `audio`, from `start` to `end` seconds.
 
     Frames are those nearest in time to a constant `fps`; sound is mono at `sample_rate`. Where both streams exist only
     their common interval is kept. Flags: cut (longer than the limit), silent, clipped, antiphase, sound_gap,
@@ -71,7 +72,7 @@ def read_media(
     begin, stop = start or 0.0, math.inf if end is None else end
     info: dict[str, Any] = {}
     sound = None
-    if audio is not None or not is_still(video):
+    if audio is not None or not (is_still(video) or Path(video).is_dir()):
         # The limit counts from where both streams have begun, and the picture may begin late.
         late = _picture_begin(video, limits) if video is not None else 0.0
         reach = min(stop, max(begin, late) + limits.max_duration)
@@ -120,6 +121,8 @@ def to_mono(sound: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 def _picture_begin(path: str | Path, limits: Limits) -> float:
     """Seconds by which the picture begins after its container does, as far as the header tells."""
+    if Path(path).is_dir():
+        return 0.0
     with open_media(path, limits) as container:
         stream = picture_stream(container)
         return 0.0 if stream is None else begin_of(container, stream)
@@ -127,21 +130,30 @@ def _picture_begin(path: str | Path, limits: Limits) -> float:
 
 def _read_picture(path, begin, stop, sound: _Sound | None, fps, limits: Limits, info) -> FramePicker | None:
     """The frames shared with `sound`; None where the file has no picture."""
+    if Path(path).is_dir():
+        folder = FrameFolder(path, info.get("source_duration"), fps, limits)
+        info |= {"source_duration": round(folder.seconds, 3), "source_fps": round(folder.rate, 3)}
+        return _pick(folder, 1.0, folder.seconds, path, begin, stop, sound, fps, limits, info)
     with open_media(path, limits) as container:
         info["source_duration"] = round((container.duration or 0) / av.time_base, 3)
         stream = picture_stream(container)
         if stream is None:
             return None
         info["source_fps"] = round(float(stream.average_rate or 0), 3)
-        first = max(begin, sound.begin) if sound else begin
-        last = min(stop, sound.end) if sound else stop
         aspect = float(stream.sample_aspect_ratio or 1)
         announced = 1 / fps if is_still(path) else length_of(stream) or info["source_duration"] or math.inf
-        picker = FramePicker(first, last, fps, limits, aspect, announced)
-        for time, frame in decode_stream(container, stream, path, begin):
-            if not picker.add(time, frame):
-                break
-        picker.finish()
+        frames = decode_stream(container, stream, path, begin)
+        return _pick(frames, aspect, announced, path, begin, stop, sound, fps, limits, info)
+
+
+def _pick(frames, aspect, announced, path, begin, stop, sound: _Sound | None, fps, limits: Limits, info) -> FramePicker:
+    first = max(begin, sound.begin) if sound else begin
+    last = min(stop, sound.end) if sound else stop
+    picker = FramePicker(first, last, fps, limits, aspect, announced)
+    for time, frame in frames:
+        if not picker.add(time, frame):
+            break
+    picker.finish()
     if not picker.count:
         where = f"sound, {picker.begin:.2f} to {picker.stop:.2f} s" if sound else f"picture after {picker.begin:.2f} s"
         raise MediaError("no_overlap" if sound else "empty", f"{path}: no frame within the {where}")
