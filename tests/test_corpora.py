@@ -17,6 +17,7 @@ from affekt.data.corpora.emotions import COMMON, TO_COMMON
 from affekt.data.corpora.importer import CORPORA, import_corpus, told
 from affekt.data.errors import SettingsError
 from affekt.data.manifest import read_source
+from affekt.data.shards import ShardIndex
 
 VOTES = '"","A","D","F","H","N","S","fileName"\n'
 IEMOCAP = """% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]
@@ -478,10 +479,11 @@ def test_a_manifest_with_other_content_is_only_replaced_when_asked(tmp_path):
 
 
 def test_import_and_prepare_as_processes(tmp_path):
-    for name in ("03a01Fa", "08a01Na", "16b10Lb"):
-        (tmp_path / "emodb/wav").mkdir(parents=True, exist_ok=True)
-        tone = np.sin(np.arange(16000) * 2 * np.pi * len(name) * 30 / 16000)
-        soundfile.write(tmp_path / f"emodb/wav/{name}.wav", 0.3 * tone, 16000)
+    files, rows = TREES["cremad"]
+    plant(tmp_path / "CREMA-D", {name: text for name, text in files.items() if not name.endswith(".flv")})
+    for name in ("1001_DFA_ANG_XX", "1091_IEO_NEU_HI"):
+        tone = 0.3 * np.sin(np.arange(16000) * 2 * np.pi * 200 / 16000)
+        soundfile.write(tmp_path / f"CREMA-D/AudioWAV/{name}.wav", tone, 16000)
 
     def affekt(*arguments):
         command = [sys.executable, "-m", "affekt", *map(str, arguments), "--json"]
@@ -489,14 +491,14 @@ def test_import_and_prepare_as_processes(tmp_path):
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    told_by_import = affekt("import", "emodb", "emodb", "lists/emodb.csv")
-    assert (told_by_import["clips"], told_by_import["speakers"], told_by_import["manifest"]) == (
-        3,
-        3,
-        "lists/emodb.csv",
-    )
-    summary = affekt("prepare", "lists/emodb.csv", "shards", "--workers", 1, "--where", "emotion=happy")
+    told_by_import = affekt("import", "cremad", "CREMA-D", "lists/cremad.csv")
+    assert (told_by_import["clips"], told_by_import["speakers"]) == (2, 2)
+    assert told_by_import["manifest"] == "lists/cremad.csv"
+    summary = affekt("prepare", "lists/cremad.csv", "shards", "--workers", 1, "--where", "emotion=angry")
     assert (summary["prepared"], summary["quarantined"]) == (1, {})
+    (sample,) = ShardIndex.open(tmp_path / "shards").samples
+    expected = {key: value for key, value in rows[0].items() if key not in ("id", "video", "audio")}
+    assert {key: sample.meta[key] for key in expected} == expected  # the votes of each condition among them
 
 
 def test_the_command_lists_what_it_knows(capsys):

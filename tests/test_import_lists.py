@@ -103,6 +103,14 @@ def test_emobox_and_kaldi(media, tmp_path):
     first, second = read_source(tmp_path / "e.csv")
     assert (first.id, first.meta) == ("cremad-1001_DFA_ANG_XX", {"fold": "1", "label": "ANG", "domain": "cremad"})
     assert (second.id, second.meta["fold"]) == ("cremad-1019_DFA_SAD_XX", "2")
+    turn = {"key": "t1", "wav": "AudioWAV/1001_DFA_ANG_XX.wav", "emo": "sad", "start_time": 0.0, "end_time": 0.5}
+    later = turn | {"key": "t2", "emo": "neu", "start_time": 0.5, "end_time": 1}
+    (tmp_path / "turns.jsonl").write_text(f"{json.dumps(turn)}\n{json.dumps(later)}\n")
+    import_corpus("emobox", tmp_path / "turns.jsonl", tmp_path / "t.csv", media=media)
+    assert [(clip.start, clip.end) for clip in read_source(tmp_path / "t.csv")] == [(0.0, 0.5), (0.5, 1.0)]
+    (tmp_path / "turns.jsonl").write_text('{"key": "t1"}\n')
+    with pytest.raises(SettingsError, match=r"turns.jsonl, line 1: expected an object with key, wav and emo"):
+        import_corpus("emobox", tmp_path / "turns.jsonl", tmp_path / "t.csv", media=media)
 
     kaldi = tmp_path / "kaldi"
     kaldi.mkdir()

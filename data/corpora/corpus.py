@@ -128,7 +128,10 @@ def streams(paths: list[str], report: Report) -> dict[str, str]:
     if films:
         report.leave_out("another film of the same clip", *films[1:])
         return {"video": films[0]}
-    return {"audio": best_sound(paths)}
+    best = best_sound(paths)
+    again = [path for path in paths if path != best and os.path.basename(path) == os.path.basename(best)]
+    report.leave_out("the same name in another folder", *again)
+    return {"audio": best}
 
 
 def best_sound(paths: list[str]) -> str:

@@ -6,7 +6,7 @@ of HiCMAE's lists, which name the same README for the latter.
 
 from collections.abc import Iterator
 
-from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, known, streams
+from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, known, number_of, streams
 
 EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 LEVELS = {"LO": "low", "MD": "medium", "HI": "high", "XX": "unspecified"}
@@ -48,7 +48,8 @@ def _votes(tree: Tree, report: Report) -> dict[str, dict[str, dict[str, int]]]:
     votes: dict[str, dict[str, dict[str, int]]] = {}
     for where, row in tree.table(found[0], "", "fileName", *VOTES) if found else ():
         condition = known(where, "the first digit of the number", row[""][:1], CONDITIONS)
-        votes.setdefault(row["fileName"], {})[condition] = {word: int(row[letter]) for letter, word in VOTES.items()}
+        counts = {word: int(number_of(where, letter, row[letter]) or 0) for letter, word in VOTES.items()}
+        votes.setdefault(row["fileName"], {})[condition] = counts
     return votes
 
 

@@ -43,7 +43,10 @@ def _emobox_entries(tree: Tree, path: str) -> Iterator[tuple[str, Row]]:
         except (ValueError, KeyError, TypeError) as error:
             message = f"expected an object with key, wav and emo ({type(error).__name__}: {error})"
             raise SettingsError(f"{where}: {message}") from None
-        yield where, row | {"domain": record.get("dataset")}
+        yield (
+            where,
+            row | {"start": record.get("start_time"), "end": record.get("end_time"), "domain": record.get("dataset")},
+        )
 
 
 def _rows(tree: Tree, report: Report, suffixes: set[str], entries: Entries) -> Iterator[Row]:
@@ -58,7 +61,7 @@ def _rows(tree: Tree, report: Report, suffixes: set[str], entries: Entries) -> I
             if missing:
                 report.absent += missing
                 continue
-            clip = tuple(files.values())
+            clip = (*files.values(), row.get("start"), row.get("end"))
             before = found.setdefault(clip, row | files)
             if before["label"] != row["label"]:
                 raise SettingsError(f"{where}: the label is {row['label']!r} here and {before['label']!r} elsewhere")

@@ -41,8 +41,8 @@ def _entries(tree: Tree, lists: list[str]) -> Iterator[tuple[str, int, str, str,
     for path in lists:
         fold, part = re.search(r"set_(\d)/(\w+)\.txt$", path).groups()
         for where, line in tree.lines(path):
-            name, _, label = line.strip().partition(" ")
-            yield where, int(fold), part, os.path.splitext(name)[0], known(where, "the label", label.strip(), words)
+            name, *label = line.split()
+            yield where, int(fold), part, os.path.splitext(name)[0], known(where, "the label", " ".join(label), words)
 
 
 MAFW = Corpus(
