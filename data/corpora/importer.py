@@ -114,13 +114,22 @@ def _nothing_found(corpus: Corpus, tree: Tree, report: Report) -> str:
 def _write(out: Path, rows: list[Row], root: Path, overwrite: bool) -> None:
     found = dict.fromkeys(column for row in rows for column in row)
     columns = [column for column in COLUMNS if column in found] + [column for column in found if column not in COLUMNS]
-    base = os.path.relpath(root, out.parent.resolve())
+    folder = out.parent.resolve()
+    base = os.path.relpath(root, folder)
+
+    def cell(column: str, value: Any) -> str:
+        if column in ("video", "audio") and value:
+            return os.path.relpath(value, folder) if os.path.isabs(value) else os.path.normpath(f"{base}/{value}")
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    for row in rows:
-        writer.writerow(_cell(column, row.get(column, ""), base, out) for column in columns)
-    content = text.getvalue().encode()
+    writer.writerows([cell(column, row.get(column, "")) for column in columns] for row in rows)
+    _replace(out, text.getvalue().encode(), overwrite)
+
+
+def _replace(out: Path, content: bytes, overwrite: bool) -> None:
     if out.exists() and out.read_bytes() == content:
         return
     if out.exists() and not overwrite:
@@ -128,16 +137,6 @@ def _write(out: Path, rows: list[Row], root: Path, overwrite: bool) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with committed(out) as file:
         file.write(content)
-
-
-def _cell(column: str, value: Any, base: str, out: Path) -> str:
-    if column in ("video", "audio") and value:
-        return (
-            os.path.relpath(value, out.parent.resolve())
-            if os.path.isabs(value)
-            else os.path.normpath(f"{base}/{value}")
-        )
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
 def _summary(corpus: Corpus, out: Path, rows: list[Row], report: Report) -> dict[str, Any]:
