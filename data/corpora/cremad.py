@@ -1,7 +1,8 @@
 """CREMA-D: 91 actors, 12 sentences, 6 emotions, and how raters judged voice, face and both.
 
 File names and vote tables are those of the corpus's README; the five folds by actor and the four faulty clips are those
-of HiCMAE's lists, which name the same README for the latter.
+of HiCMAE's lists, which name the same README for the latter. A film is what raters met, with its sound; without films
+the WAV is taken, as some MP3 are blank (issue 13 of the corpus's repository).
 """
 
 from collections.abc import Iterator

@@ -41,6 +41,6 @@ MER2023 = Corpus(
     rows=rows,
     looks_like="train-label.csv, train/samplenew_00000001.avi",
     licence="MER2023 end user agreement, research",
-    source="https://github.com/zeroQiaoba/MER2023-Baseline",
+    source="http://merchallenge.cn",
     published={"split=train": 3373, "split=test1": 411, "split=test2": 412, "split=test3": 834},
 )
