@@ -59,6 +59,11 @@ def test_lists_with_their_authors_paths_become_one_manifest_with_folds(lists, me
     assert first.video.resolve() == (media / "face_aligned/1001_DFA_ANG_XX").resolve()
     assert first.audio.resolve() == (media / "AudioWAV/1001_DFA_ANG_XX.wav").resolve()
     assert second.meta == {"fold": "2", "label": "5"}
+    assert summary["notes"] == []
+    (lists / "split02" / "test.csv").write_text(line("1001_DFA_ANG_XX", 0) + line("1019_DFA_SAD_XX", 5))
+    summary = import_corpus("lists", lists, tmp_path / "m.csv", media=media, overwrite=True)
+    assert summary["notes"] == ["1 clips are tested in several folds or in none, so they have no fold"]
+    assert [clip.meta.get("fold") for clip in read_source(tmp_path / "m.csv")] == [None, "2"]
 
 
 def test_one_fold_gives_a_split_and_one_list_neither(lists, media, tmp_path):

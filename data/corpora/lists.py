@@ -39,14 +39,12 @@ def _emobox_entries(tree: Tree, path: str) -> Iterator[tuple[str, Row]]:
     for where, line in tree.lines(path):
         try:
             record = json.loads(line)
-            row = {"id": safe_id(record["key"]), "audio": str(record["wav"]), "label": record["emo"]}
+            row: Row = {"id": safe_id(record["key"]), "audio": str(record["wav"]), "label": str(record["emo"])}
         except (ValueError, KeyError, TypeError) as error:
             message = f"expected an object with key, wav and emo ({type(error).__name__}: {error})"
             raise SettingsError(f"{where}: {message}") from None
-        yield (
-            where,
-            row | {"start": record.get("start_time"), "end": record.get("end_time"), "domain": record.get("dataset")},
-        )
+        times = {"start": record.get("start_time"), "end": record.get("end_time")}
+        yield where, row | times | {"domain": record.get("dataset")}
 
 
 def _rows(tree: Tree, report: Report, suffixes: set[str], entries: Entries) -> Iterator[Row]:
@@ -68,8 +66,11 @@ def _rows(tree: Tree, report: Report, suffixes: set[str], entries: Entries) -> I
             folds.setdefault(clip, set()).add((fold, part))
     report.absent = sorted(set(report.absent))
     names = _names([next(iter(clip)) for clip in found])
+    sides = {clip: _sides(seen) for clip, seen in folds.items()}
+    if doubtful := sum(side == {"fold": None} for side in sides.values()):
+        report.notes.append(f"{doubtful} clips are tested in several folds or in none, so they have no fold")
     for clip, row in found.items():
-        yield {"id": names[next(iter(clip))]} | row | _sides(folds[clip])
+        yield {"id": names[next(iter(clip))]} | row | sides[clip]
 
 
 def _lists(tree: Tree, suffixes: set[str]) -> list[str]:
