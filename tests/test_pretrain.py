@@ -218,22 +218,17 @@ def test_ranks_stop_together_when_the_data_of_one_are_unreadable(tmp_path, confi
 
 
 def test_a_mixture_with_repeats_is_trained_exported_and_accounted(tmp_path, config, tiny_shards):
-    parts = [
-        f"{{shards: {tiny_shards(n, streams=s).root}, weight: {w}, name: {n}}}"
-        for n, s, w in ((20, "both", 3), (6, "audio", 1))
-    ]
+    faces, voices = tiny_shards(20).root, tiny_shards(6, streams="audio").root
+    parts = [f"{{shards: {faces}, weight: 3, name: faces}}", f"{{shards: {voices}, weight: 1, name: voices}}"]
     mixture = [f"data.mixture=[{', '.join(parts)}]", "data.shards=null", "data.epoch_clips=16", "data.repeats=2"]
     told = run(config, *mixture, "train.steps=null", "train.epochs=1", "train.checkpoint_every=2")
-    assert "an epoch of 16 clips: 20 75.0% (12 of 20 clips), 6 25.0% (4 of 6 clips)" in told
+    assert "an epoch of 16 clips: faces 75.0% (12 of 20 clips), voices 25.0% (4 of 6 clips)" in told
     assert "step 4: 16 clips planned = 16 used + 0 skipped" in told
     rows = metrics(tmp_path / "run")
     assert [row["epoch"] for row in rows] == [0.25, 0.5, 0.75, 1.0] and all(row["loss"] > 0 for row in rows)
     seen = json.loads((tmp_path / "run" / "pretrain_data.json").read_text())
-    assert len(seen["ids"]) == 26 and set(seen["fingerprint"]) == {"20", "6"}
+    assert len(seen["ids"]) == 26 and set(seen["fingerprint"]) == {"faces", "voices"}
     export(tmp_path / "run", tmp_path / "export")
-    other = [f"data.mixture=[{parts[0].replace('3', '2')}, {parts[1]}]", *mixture[1:]]
-    told = run(config, *other, "--resume", "auto", "train.steps=null", "train.epochs=2", expect=1)
-    assert "data.mixture.20.weight: 3.0 -> 2.0" in told and "train.epochs: 1.0 -> 2.0" in told
 
 
 def test_gradients_are_clipped_by_the_loop_alone():
