@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -77,9 +76,10 @@ def fingerprints(corpora: Sequence[Corpus]) -> str | dict[str, str]:
     return named if len(corpora) > 1 else corpora[0].index.fingerprint
 
 
-def changed_corpora(before: Any, corpora: Sequence[Corpus]) -> list[str]:
-    """The shards that are not those with the `fingerprints` before."""
+def changed_corpora(before: str | dict[str, str], corpora: Sequence[Corpus]) -> list[str]:
+    """What is not as it was when `before` was their `fingerprints`: shards that are others, names that are gone."""
     now = fingerprints(corpora)
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [str(c.index.root) for c in corpora if before.get(c.name) != now[c.name]]
-    return [] if before == now else [str(c.index.root) for c in corpora]
+    if isinstance(before, str) or isinstance(now, str):
+        return [] if before == now else [str(corpus.index.root) for corpus in corpora]
+    changed = [str(corpus.index.root) for corpus in corpora if before.get(corpus.name) != now[corpus.name]]
+    return changed + [f"{name} (left out)" for name in before if name not in now]

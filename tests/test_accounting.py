@@ -1,16 +1,20 @@
 """How many clips were used and skipped: exact over ranks and resumes, and a budget that stops a run."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from affekt.data.accounting import Accounting
 from affekt.data.batch import Batch
 from affekt.data.errors import DataError
+from affekt.data.order import Plan, Source
 
 
 def batch_of(used, skipped, repeats=1):
@@ -89,6 +93,32 @@ def test_the_ledger_tells_where_each_clip_stood():
         [(0, 0, ["a", "b", "c", "d"]), (1, 0, ["e", "f", "g"])],
     ):
         assert ledger(*other) != straight
+
+
+def test_the_ledger_of_a_run_in_pieces_is_that_of_the_straight_run():
+    """Two processes, then one, then four, cut at random steps."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    for _ in range(20):
+        plan = Plan([Source(np.repeat(np.arange(5), 11), range(55))], 8, rng.randrange(99))
+
+        def count(accounting, steps, world, rank, plan=plan):
+            for step in steps:
+                epoch, slots = plan.slots(step, rank, world)
+                batch = batch_of(0, [])
+                batch.ids = [f"clip{next(plan.candidates(epoch, slot)).position}" for slot in slots]
+                accounting.add(batch, step, rank)
+            return accounting
+
+        straight = count(Accounting(), range(60), 1, 0).to_dict()
+        cuts, pieces = [0, *sorted(rng.sample(range(1, 60), 2)), 60], Accounting()
+        for world, (start, end) in zip((2, 1, 4), pairwise(cuts), strict=True):
+            ranks = [count(Accounting(), range(start, end), world, rank) for rank in range(world)]
+            pieces = Accounting.from_dict(pieces.summed_over_ranks().to_dict())  # each rank has its own in a run
+            for rank in ranks:
+                pieces.used, pieces.ledger = pieces.used + rank.used, (pieces.ledger + rank.ledger) % 2**64
+        assert pieces.summed_over_ranks().to_dict() == straight
 
 
 def test_accounting_goes_on_after_a_resume():

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from affekt.data.batch import Batch
 from affekt.data.decode import Window, decode_window
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.loader import eval_loader, train_loader
+from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
 
 WINDOW = Window(num_frames=4, frame_stride=6, mel_frames=64)
@@ -28,6 +30,15 @@ TENSORS = ("video", "audio", "has_video", "has_audio", "audio_valid", "crop", "k
 @pytest.fixture(scope="module")
 def index(tiny_shards):
     return tiny_shards(22, streams="mixed", seconds=1.4, shards=4, size=32)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory, encode_clip):
+    writer = ShardWriter(tmp_path_factory.mktemp("uneven"))
+    for shard, count in enumerate((0, 1, 37, 100)):
+        clips = [encode_clip(f"clip{shard}x{i}", None, np.full(4000, 0.1), speaker="s") for i in range(count)]
+        writer.write_shard(shard, clips)
+    return writer.finish({"size": 16, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
 
 
 def load(index, **changes):
@@ -90,6 +101,20 @@ def test_any_world_sees_the_same_global_batches(index, straight, world_size):
     ranks = [list(load(index, rank=rank, world_size=world_size)) for rank in range(world_size)]
     for step, batch in enumerate(straight):
         assert_equal(joined([rank[step] for rank in ranks]), batch)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 3), (2, 3), (4, 0)])
+def test_uneven_shards_and_fewer_of_them_than_readers(uneven, world_size, workers):
+    """Shards of 0, 1, 37 and 100 clips: every rank has as many batches, and together they have every clip once."""
+    ranks = [
+        list(load(uneven, rank=rank, world_size=world_size, global_batch=12, workers=workers if rank == 0 else 0))
+        for rank in range(world_size)
+    ]
+    assert [len(batches) for batches in ranks] == [11] * world_size
+    names = [name for batches in ranks for batch in batches for name in batch.ids]
+    assert len(names) == len(set(names)) == 132
+    views = [name for batch in eval_loader(uneven, WINDOW, batch_size=50, workers=workers) for name in batch.ids]
+    assert views == [sample.id for sample in uneven.samples]
 
 
 @pytest.mark.parametrize("start", [1, 5, 7, 11])

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from affekt.data.corpora import Corpus
+from affekt.data.corpora import Corpus, changed_corpora, fingerprints
 from affekt.data.decode import Window
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.loader import train_loader
@@ -251,6 +251,17 @@ def test_what_a_resume_may_change_of_a_mixture(tmp_path):
     other.check_keys(("data.mixture", "data.mixture.b.weight"))
     with pytest.raises(SettingsError, match="not a setting"):
         other.check_keys(("data.mixture.c.weight",))
+
+
+def test_changed_data_are_told_by_corpus(corpora):
+    a, b, c = corpora
+    before = fingerprints([a, b])
+    roots = [str(corpus.index.root) for corpus in corpora]
+    assert changed_corpora(before, [a, b]) == []
+    assert changed_corpora(before, [a, Corpus(c.index, [0], name="b")]) == [roots[2]]  # edited
+    assert changed_corpora(before, [a, b, c]) == [roots[2]]  # added
+    assert changed_corpora(before, [a]) == [roots[0]] and changed_corpora(fingerprints([a]), [a]) == []  # removed
+    assert changed_corpora({**before, "c": "0"}, [a, b]) == ["c (left out)"]
 
 
 @pytest.mark.parametrize(
