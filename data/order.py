@@ -50,11 +50,8 @@ def _digest(*key: int | str) -> bytes:
 
 
 def shares(weights: Sequence[float], total: int) -> list[int]:
-    """`total` divided by weights, to whole numbers: what is left over goes to the largest remainders.
-
-    The weights count as the decimals that were written: 0.7 of 10 is 7, though the binary 0.7 is a little less.
-    """
-    exact = [Fraction(str(weight)) for weight in weights]
+    """`total` divided by weights, to whole numbers: what is left over goes to the largest remainders."""
+    exact = [Fraction(weight) for weight in weights]  # no rounding that another machine could do otherwise
     quotas = [weight * total / sum(exact) for weight in exact]
     counts = [int(quota) for quota in quotas]
     by_remainder = sorted(range(len(counts)), key=lambda i: counts[i] - quotas[i])

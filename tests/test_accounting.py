@@ -155,10 +155,10 @@ a.add(Batch(["c"] * (5 + rank), None, None, z, z, z, z, z, skipped=bad), 0, rank
 s = a.summed_over_ranks()
 print(s.planned, s.used, s.causes, s.ledger)
 try:
-    a.check(0.01)
+    a.check(0.013)  # 12 bad ones on one rank alone would be within it, with the 2 from before the resume they are not
 except Exception as error:
     print(type(error).__name__)
-a.check(0.02)
+a.check(0.014)
 dist.destroy_process_group()
 """
 

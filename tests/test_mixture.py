@@ -67,13 +67,13 @@ def test_shares_are_exact_and_no_clip_is_favoured(weighted):
             assert met.tolist() == plan.shares and sum(met) == plan.epoch_clips
 
 
-def test_shares_are_those_of_the_written_decimals():
+def test_shares_are_the_nearest_whole_numbers():
     assert shares([0.7, 0.3], 10) == [7, 3] and shares([0.1, 0.2, 0.7], 1000) == [100, 200, 700]
     assert shares([1, 1, 1], 100) == [34, 33, 33] and shares([2, 1], 0) == [0, 0]
     rng = random.Random(0)
     for _ in range(200):
         weights, total = [rng.choice([0.1, 0.3, 1, 7]) for _ in range(rng.randrange(1, 6))], rng.randrange(500)
-        quotas = [Fraction(str(w)) * total / sum(Fraction(str(v)) for v in weights) for w in weights]
+        quotas = [Fraction(w) * total / sum(map(Fraction, weights)) for w in weights]
         found = shares(weights, total)
         assert sum(found) == total and all(abs(n - q) < 1 for n, q in zip(found, quotas))
 
@@ -82,6 +82,13 @@ def test_corpora_are_spread_evenly():
     assert interleaved([3, 3]).tolist() == [0, 1, 0, 1, 0, 1]
     assert interleaved([4, 2]).tolist() == [0, 1, 0, 0, 1, 0]
     assert np.bincount(interleaved([70, 0, 30])).tolist() == [70, 0, 30]
+
+
+def test_corpora_of_one_shape_have_orders_of_their_own():
+    shards = np.repeat(np.arange(4), 10)
+    plan = Plan([Source(shards, range(40), name=name) for name in "ab"], 8, 0)
+    taken = [[pick.position for batch in picks(plan, range(5)) for pick in batch if pick.corpus == c] for c in (0, 1)]
+    assert len(taken[0]) == len(taken[1]) == 20 and sum(a == b for a, b in zip(*taken)) < 8
 
 
 def test_a_short_epoch_goes_on_where_the_last_one_ended():
