@@ -36,7 +36,7 @@ from affekt.pretrain.engine import (
     start_processes,
 )
 from affekt.pretrain.export import start_from
-from affekt.pretrain.feed import Feed
+from affekt.pretrain.feed import Feed, together
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import RunLog, say
 from affekt.pretrain.optim import clip_gradients, create_optimizer, lr_at
@@ -71,7 +71,7 @@ def pretrain(
     if rank == 0 and s.without_effect:
         say(f"model.streams={s.streams}: without effect are {', '.join(s.without_effect)}")
     data = settings.data
-    corpora = open_corpora(settings)
+    corpora = together(lambda: open_corpora(settings))
     epoch_views = (data.epoch_clips or sum(len(corpus.positions) for corpus in corpora)) * data.repeats
     total_steps = train.steps or round(train.epochs * epoch_views / train.global_batch)
     if not total_steps:

@@ -22,13 +22,18 @@ from affekt.data.decode import Window
 from affekt.data.errors import DataError
 from affekt.data.loader import train_loader
 from affekt.data.shards import ShardIndex
-from affekt.pretrain.feed import Feed
+from affekt.pretrain.feed import Feed, together
 
 rank, port, world = int(sys.argv[1]), sys.argv[2], 2
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
 window = Window(num_frames=2, frame_stride=1, mel_frames=4)
 for folder, budget in json.load(sys.stdin):
-    index, accounting = ShardIndex.open(folder), Accounting()
+    accounting = Accounting()
+    try:
+        index = together(lambda: ShardIndex.open(folder))
+    except DataError as error:
+        print(json.dumps([0, str(error), {}]), flush=True)
+        continue
     loader = train_loader(index, window, global_batch=8, total_steps=200, seed=1, rank=rank, world_size=world)
     feed, told, done = Feed(loader, accounting, budget, 0, rank), "", 0
     try:
@@ -68,6 +73,7 @@ def answers(tiny_shards, tmp_path_factory):
         "over": (good, tenth, 0.01),
         "one rank": (good, every, 1.0),
         "sound": (good, good, 0),
+        "missing": (good, folder / "nowhere", 1.0),
     }
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -111,6 +117,11 @@ def test_a_rank_without_any_good_clip_stops_both(answers):
     assert one[1].startswith("process 1: clip clip00") and one[1].count("shard-00000") == 5
     assert one[2]["padded"] == 10 * 4 and one[2]["used"] == 10 * 4
     assert one[2]["planned"] == one[2]["used"] + one[2]["padded"]
+
+
+def test_shards_that_are_missing_on_one_machine_are_told_on_all(answers):
+    (_, one, _), (_, two, _) = answers[1]["missing"]
+    assert one == f"process 1: {two}" and "nowhere/index.safetensors: No such file" in two
 
 
 def test_the_ledger_of_two_ranks_is_that_of_one_process(answers):
