@@ -88,7 +88,7 @@ class TrainSettings(Settings):
 
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
-    global_batch: int = Field(160, ge=1, description="clips per step over all ranks")
+    global_batch: int = Field(160, ge=1, description="clips, or views of them, per step over all ranks")
     precision: Precision = "auto"
     seed: int = Field(0, ge=0, lt=2**63)
     activation_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")

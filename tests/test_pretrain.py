@@ -223,7 +223,7 @@ def test_a_mixture_with_repeats_is_trained_exported_and_accounted(tmp_path, conf
     mixture = [f"data.mixture=[{', '.join(parts)}]", "data.shards=null", "data.epoch_clips=16", "data.repeats=2"]
     told = run(config, *mixture, "train.steps=null", "train.epochs=1", "train.checkpoint_every=2")
     assert "an epoch of 16 clips: faces 75.0% (12 of 20 clips), voices 25.0% (4 of 6 clips)" in told
-    assert "step 4: 16 clips planned = 16 used + 0 skipped" in told
+    assert "4 steps of 8 views of 4 clips" in told and "step 4: 16 clips planned = 16 used + 0 skipped" in told
     rows = metrics(tmp_path / "run")
     assert [row["epoch"] for row in rows] == [0.25, 0.5, 0.75, 1.0] and all(row["loss"] > 0 for row in rows)
     seen = json.loads((tmp_path / "run" / "pretrain_data.json").read_text())
