@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from affekt.data.accounting import worst
 from affekt.data.augment import Augment
 from affekt.data.batch import WHOLE_PICTURE, Batch, Row, Streams, collate
-from affekt.data.corpora import Corpus, check_together, example, places, sources
 from affekt.data.decode import View, Window, decode_window, random_start, window_starts
 from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.handover import POSSIBLE, Blocks, Sent
 from affekt.data.machine import end_with_parent, keep_freed_memory
+from affekt.data.mixture import Corpus, check_together, example, places, sources
 from affekt.data.order import Plan, clip_key, uniform
 from affekt.data.remote import FetchAhead
 from affekt.data.shards import SampleError, ShardIndex

@@ -13,11 +13,11 @@ import torch.distributed as dist
 
 from affekt import __version__
 from affekt.data.accounting import FIRST_CLIPS, Accounting
-from affekt.data.corpora import changed_corpora, fingerprints
 from affekt.data.decode import Window
 from affekt.data.errors import CheckpointError, HealthError, SettingsError
 from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.loader import train_loader
+from affekt.data.mixture import changed_corpora, fingerprints
 from affekt.data.transforms import Preprocess
 from affekt.pretrain.checkpoint import (
     complete_checkpoints,
@@ -26,7 +26,6 @@ from affekt.pretrain.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from affekt.pretrain.corpora import notes, open_corpora
 from affekt.pretrain.engine import (
     Stopwatch,
     agree,
@@ -39,6 +38,7 @@ from affekt.pretrain.export import start_from
 from affekt.pretrain.feed import Feed, together
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import RunLog, say
+from affekt.pretrain.mixture import notes, open_corpora
 from affekt.pretrain.optim import clip_gradients, create_optimizer, lr_at
 from affekt.pretrain.pictures import reconstruction_picture
 from affekt.pretrain.seen import SEEN_FILE, merged, seen_data, stamped, with_seen_before

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from affekt.data.corpora import Corpus, example, fingerprints
 from affekt.data.errors import CheckpointError
 from affekt.data.files import check_version
+from affekt.data.mixture import Corpus, example, fingerprints
 
 SEEN_FILE = "pretrain_data.json"
 FORMAT, VERSION = "affekt-pretrain-data", "1.0"

@@ -27,7 +27,7 @@ from affekt.data.shards import ShardIndex
 
 READER = """
 import json, os, pickle, sys, time
-import affekt.data.loader, affekt.data.remote, affekt.pretrain.corpora
+import affekt.data.loader, affekt.data.remote, affekt.pretrain.mixture
 from affekt.data.decode import Window
 from affekt.data.errors import AffektError
 from affekt.data.loader import eval_loader, train_loader

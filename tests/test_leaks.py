@@ -18,10 +18,10 @@ from affekt.finetune import features
 from affekt.finetune.probe import ProbeSettings, check_preparation
 from affekt.finetune.splits import check_unseen, make_task
 from affekt.pretrain.checkpoint import save_checkpoint
-from affekt.pretrain.corpora import open_corpora
 from affekt.pretrain.export import create_encoder, save_encoder
 from affekt.pretrain.log import read_metrics
 from affekt.pretrain.loop import claim_run
+from affekt.pretrain.mixture import open_corpora
 from affekt.pretrain.registry import model_settings
 from affekt.pretrain.settings import PretrainSettings
 

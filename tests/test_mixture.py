@@ -10,14 +10,14 @@ import pytest
 import torch
 import yaml
 
-from affekt.data.corpora import Corpus, changed_corpora, fingerprints
 from affekt.data.decode import Window
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.loader import train_loader
+from affekt.data.mixture import Corpus, changed_corpora, fingerprints
 from affekt.data.order import Plan, Source, interleaved, shares
 from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
-from affekt.pretrain.corpora import notes, open_corpora
+from affekt.pretrain.mixture import notes, open_corpora
 from affekt.pretrain.objectives import contrastive_loss
 from affekt.pretrain.seen import seen_data
 from affekt.pretrain.settings import PretrainSettings

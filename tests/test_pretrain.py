@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from affekt.data.errors import SettingsError
 from affekt.data.shard_writer import ShardWriter
-from affekt.pretrain.corpora import open_corpora
 from affekt.pretrain.export import export
+from affekt.pretrain.mixture import open_corpora
 from affekt.pretrain.settings import PretrainSettings
 
 SMALL = {

@@ -22,10 +22,10 @@ import torch
 
 from affekt.data import remote
 from affekt.data.batch import Batch
-from affekt.data.corpora import Corpus
 from affekt.data.decode import Window
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.loader import eval_loader, train_loader
+from affekt.data.mixture import Corpus
 from affekt.data.remote import RemoteFolder, locate
 from affekt.data.shards import ShardIndex
 

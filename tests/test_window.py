@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from affekt.data.corpora import Corpus
 from affekt.data.decode import Window
 from affekt.data.errors import SettingsError
 from affekt.data.loader import train_loader
+from affekt.data.mixture import Corpus
 from affekt.data.transforms import Preprocess
-from affekt.pretrain.corpora import notes
 from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.mixture import notes
 from affekt.pretrain.settings import PretrainSettings
 
 SMALL = {"name": "hicmae_nano", "embed_dim": 24, "depth": 2, "taps": [1, 2], "decoder_embed_dim": 16, "img_size": 32}

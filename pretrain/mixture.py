@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from affekt.data.corpora import Corpus, check_together
 from affekt.data.decode import Window
 from affekt.data.errors import DataError, SettingsError
+from affekt.data.mixture import Corpus, check_together
 from affekt.data.shards import ShardIndex
 from affekt.data.split import assert_disjoint, where
 from affekt.pretrain.settings import CorpusSettings, PretrainSettings
