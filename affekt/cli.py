@@ -75,6 +75,17 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _show_corpora(wanted: bool) -> None:
+    if wanted:
+        from affekt.data.corpora.importer import CORPORA
+
+        width = max(map(len, CORPORA))
+        for name, corpus in CORPORA.items():
+            about = ", ".join(filter(None, (corpus.title, corpus.licence, corpus.source)))
+            print(f"{name:{width}}  {about}")
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     version: Annotated[
@@ -113,6 +124,28 @@ def synth(
             progress=report,
         )
     _answer(as_json, {"clips": clips, "manifest": str(manifest)}, f"{clips} clips, described in {manifest}")
+
+
+@app.command("import")
+def import_(
+    corpus: Annotated[str, typer.Argument(help="Name of a corpus or of a kind of list; see --list.")],
+    source: Annotated[Path, typer.Argument(help="The folder of the corpus as it was downloaded, or the list.")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="Manifest to write (.csv); default: manifest.csv in SOURCE.", show_default=False),
+    ] = None,
+    media: Annotated[Path | None, typer.Option(help="For lists: where the files are on this machine.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a manifest with other content.")] = False,
+    show_list: Annotated[
+        bool, typer.Option("--list", callback=_show_corpora, is_eager=True, help="Print the known corpora and stop.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read the names and label tables of a corpus into a manifest for `affekt prepare`; say what is missing."""
+    from affekt.data.corpora.importer import import_corpus, told
+
+    summary = import_corpus(corpus, source, out, media, overwrite)
+    _answer(as_json, summary, f"{told(summary)}\nnext: affekt prepare {summary['manifest']} SHARDS")
 
 
 @app.command()

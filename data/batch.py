@@ -20,7 +20,8 @@ class Batch:
     video uint8 (B, T, H, W, 3) and audio float32 (B, S) at 16 kHz, None when the stream was not asked for;
     `audio_valid` int64 (B,) samples of sound before the padding; `crop` float32 (B, 4) x0, y0, x1, y1 in 0..1,
     mirrored when x0 > x1; `keys` int64 (B,) to draw masks from; `skipped` (id, cause) of clips that could not be read;
-    `clip` int64 (B,), of `eval_loader` only: which of its indices each row is a view of.
+    `clip` int64 (B,): rows with the same number are views of one clip, -1 is no clip; `eval_loader` numbers its
+    indices. In a training batch, `repeats` rows in turn are views of one decoded clip.
     """
 
     ids: list[str]
@@ -34,6 +35,7 @@ class Batch:
     epoch: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     clip: Tensor | None = None
+    repeats: int = 1
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device; from pinned memory without waiting for the copy."""

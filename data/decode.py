@@ -31,10 +31,17 @@ class Window(Settings):
         return FRAME_LENGTH + (self.mel_frames - 1) * FRAME_SHIFT
 
     @property
+    def picture_seconds(self) -> float:
+        return ((self.num_frames - 1) * self.frame_stride + 1) / self.fps
+
+    @property
+    def sound_seconds(self) -> float:
+        return self.audio_samples / self.sample_rate
+
+    @property
     def duration(self) -> float:
         """Seconds of a clip that hold every picture and sample of the window."""
-        pictures = ((self.num_frames - 1) * self.frame_stride + 1) / self.fps
-        return max(pictures, self.audio_samples / self.sample_rate)
+        return max(self.picture_seconds, self.sound_seconds)
 
 
 class View(NamedTuple):

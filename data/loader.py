@@ -3,70 +3,29 @@
 import multiprocessing
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
+from affekt.data.accounting import worst
+from affekt.data.augment import Augment
 from affekt.data.batch import WHOLE_PICTURE, Batch, Row, Streams, collate
 from affekt.data.decode import View, Window, decode_window, random_start, window_starts
 from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.handover import POSSIBLE, Blocks, Sent
 from affekt.data.machine import end_with_parent, keep_freed_memory
+from affekt.data.mixture import Corpus, check_together, example, places, sources
 from affekt.data.order import Plan, clip_key, uniform
-from affekt.data.remote import FetchAhead, RemoteFolder
-from affekt.data.settings import Settings
+from affekt.data.remote import FetchAhead
 from affekt.data.shards import SampleError, ShardIndex
 
-# Where a crop may lie, in quarters of the room it has: the corners, the centre, the middles of the edges, and the four
-# points between centre and corners (the 13 fixed offsets of multi-scale cropping; HiCMAE 1.1).
-CROP_OFFSETS = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
 MAX_REPLACEMENTS = 20
 LOOK_SECONDS = 5
 LOOK_BATCHES = 512  # how far fetching ahead looks for shards; few shards would let it look to the end of the run
 WAIT_SECONDS = 600  # for one batch: a worker that hangs, as on a dead network disk, is an error and no endless wait
-
-
-class Augment(Settings):
-    """What is varied of a training view. Each draws numbers of its own, so that one can be turned off alone."""
-
-    crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (1.0, 0.875, 0.75, 0.66), min_length=1, description="sides of the crop; published: these four"
-    )
-    flip: bool = Field(False, description="mirror half of the views; off in HiCMAE")
-    gain: bool = Field(True, description="loudness times Beta(10, 10) + 0.5; published: true, in tests too")
-    roll: bool = Field(
-        False,
-        description="turn the sound round by a random time; not with contrast; published: by 0",
-    )
-
-    def crop(self, size: int, seed: int, epoch: int, clip: str) -> tuple[float, float, float, float]:
-        """A box of whole pixels in a square picture, as x0, y0, x1, y1 in 0..1; mirrored when x0 > x1."""
-        sides = [int(size * scale) for scale in self.crop_scales]
-        pairs = [(w, h) for i, w in enumerate(sides) for j, h in enumerate(sides) if abs(i - j) <= 1]
-        u = uniform(2, seed, epoch, clip, "crop")
-        width, height = pairs[int(u[0] * len(pairs))]
-        across, down = CROP_OFFSETS[int(u[1] * len(CROP_OFFSETS))]
-        x, y = (size - width) // 4 * across, (size - height) // 4 * down
-        left, right = x / size, (x + width) / size
-        if self.flip and uniform(1, seed, epoch, clip, "flip")[0] < 0.5:
-            left, right = right, left
-        return left, y / size, right, (y + height) / size
-
-    def sound(self, view: View, seed: int, epoch: int, clip: str) -> View:
-        """The view with its sound shifted and multiplied. The 10th of 19 sorted uniform numbers has Beta(10, 10)."""
-        audio = view.audio
-        if audio is None:
-            return view
-        if self.roll:
-            shift = int(uniform(1, seed, epoch, clip, "roll")[0] * view.audio_valid)
-            audio = np.concatenate((np.roll(audio[: view.audio_valid], shift), audio[view.audio_valid :]))
-        if self.gain:
-            audio = audio * np.float32(np.sort(uniform(19, seed, epoch, clip, "gain"))[9] + 0.5)
-        return view._replace(audio=audio)
 
 
 class TrainLoader:
@@ -76,12 +35,17 @@ class TrainLoader:
         self._batches, self._steps, self._workers = batches, range(start_step, total_steps), workers
         self.steps_per_epoch = batches.plan.steps_per_epoch
         self.dropped_per_epoch = batches.plan.dropped_per_epoch
+        self.shares = batches.plan.shares  # clips of each corpus in an epoch
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
         return _load_ahead(self._batches, self._steps, self._workers)
+
+    def blank(self) -> Batch:
+        """As many rows as a batch has, of no clip and without a stream: what a rank without data may go on with."""
+        return self._batches.blank()
 
 
 class EvalLoader:
@@ -112,7 +76,7 @@ class EvalLoader:
 
 
 def train_loader(
-    index: ShardIndex,
+    corpora: ShardIndex | Sequence[Corpus],
     window: Window,
     *,
     indices: Sequence[int] | None = None,
@@ -125,20 +89,34 @@ def train_loader(
     workers: int = 0,
     streams: Streams = "both",
     augment: Augment | None = None,
+    epoch_clips: int | None = None,
+    repeats: int = 1,
 ) -> TrainLoader:
     """One rank's share of the global batches of the steps `start_step` to `total_steps`.
 
     The clips and views of a step depend on `seed` and the step alone: not on rank, world size, workers or where the run
-    began. `indices` are the positions of the clips that may be seen (all by default). A clip that cannot be read is
-    replaced by a later one of the order and listed in `Batch.skipped`. Raises SettingsError when the ranks cannot share
-    the batch evenly, there are fewer clips than it holds, or the window does not fit the shards.
+    began. Of one index, `indices` are the positions of the clips that may be seen (all by default); several corpora are
+    mixed as `Plan` says. Each clip that is decoded gives `repeats` views in the same batch, which share its window and
+    have crops, gains and keys of their own; `global_batch` counts views. A clip that cannot be read is replaced by a
+    later one of its corpus and listed in `Batch.skipped`.
+
+    Raises SettingsError when the ranks cannot share the batch evenly, there are fewer clips than it holds, the window
+    does not fit the shards, or corpora do not fit together.
     """
+    if isinstance(corpora, ShardIndex):
+        corpora = [Corpus(corpora, range(len(corpora.samples)) if indices is None else indices)]
     if global_batch % world_size:
         raise SettingsError(f"a global batch of {global_batch} clips cannot be shared evenly by {world_size} processes")
-    _check_window(index, window)
-    positions = np.arange(len(index.samples)) if indices is None else np.asarray(indices, np.int64)
-    plan = Plan(index.samples.shard, positions, global_batch, seed)
-    batches = _TrainBatches(index, window, plan, rank, world_size, streams, augment or Augment())
+    if global_batch % (world_size * repeats):
+        raise SettingsError(
+            f"{repeats} views of each clip do not go evenly into the {global_batch // world_size} rows that each of "
+            f"{world_size} processes has of a global batch of {global_batch}"
+        )
+    check_together(corpora)
+    for corpus in corpora:
+        _check_window(corpus.index, window)
+    plan = Plan(sources(corpora), global_batch // repeats, seed, epoch_clips)
+    batches = _TrainBatches(corpora, window, plan, repeats, rank, world_size, streams, augment or Augment())
     return TrainLoader(batches, start_step, total_steps, workers)
 
 
@@ -161,44 +139,77 @@ def eval_loader(
     return EvalLoader(_EvalBatches(index, window, positions, windows_per_clip, batch_size, streams), workers)
 
 
+class _Decoded(NamedTuple):
+    """A clip on its way to its views: its name in the run, number among all clips, turn and window."""
+
+    name: str
+    number: int
+    turn: int
+    view: View
+
+
 class _TrainBatches(Dataset):
     """Maps a step to the rank's batch, or to the error that ends the run."""
 
-    def __init__(self, index, window, plan, rank, world_size, streams, augment):
-        self.index, self.window, self.plan, self.streams, self.augment = index, window, plan, streams, augment
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, corpora, window, plan, repeats, rank, world_size, streams, augment):
+        self.corpora, self.window, self.plan, self.streams, self.augment = corpora, window, plan, streams, augment
+        self.repeats, self.rank, self.world_size = repeats, rank, world_size
+        self.size = example(corpora).header["size"]
+        self.first = [sum(len(other.index.samples) for other in corpora[:number]) for number in range(len(corpora))]
 
     def __getitem__(self, step: int) -> Batch | AffektError:
         epoch, slots = self.plan.slots(step, self.rank, self.world_size)
         skipped: list[tuple[str, str]] = []
         try:
-            rows = [self._row(epoch, slot, skipped) for slot in slots]
+            clips = [self._decode(epoch, slot, skipped) for slot in slots]
         except AffektError as error:
             return error
-        batch = collate(rows, self.window, self.index.header["size"], self.streams)
+        batch = self._collate([self._row(clip, repeat) for clip in clips for repeat in range(self.repeats)])
+        batch.clip = torch.tensor([clip.number for clip in clips]).repeat_interleave(self.repeats)
         batch.epoch, batch.skipped = epoch, skipped
+        return batch
+
+    def blank(self) -> Batch:
+        rows = self.plan.batch // self.world_size * self.repeats
+        batch = self._collate([Row("", View(None, None, 0))] * rows)
+        batch.clip = torch.full((rows,), -1)
         return batch
 
     def shards(self, step: int) -> list[int]:
         return self.plan.shards(step, self.rank, self.world_size)
 
-    def _row(self, epoch: int, slot: int, skipped: list[tuple[str, str]]) -> Row:
-        for attempt, position in enumerate(self.plan.candidates(epoch, slot)):
-            sample = self.index.samples[position]
-            try:
-                return self._view(epoch, sample)
-            except SampleError as error:
-                skipped.append((sample.id, f"{error.cause}: {error}"))
-                if attempt == MAX_REPLACEMENTS:
-                    break
-        raise DataError(f"clip {skipped[-1][0]} and all that could replace it are unreadable; {skipped[-1][1]}")
+    @property
+    def indices(self) -> list[ShardIndex]:
+        return [corpus.index for corpus in self.corpora]
 
-    def _view(self, epoch: int, sample) -> Row:
-        key = (self.plan.seed, epoch, sample.id)
-        start = random_start(sample.duration, self.window, uniform(1, *key, "window")[0])
-        view = self.augment.sound(decode_window(self.index, sample, self.window, start, self.streams), *key)
-        crop = WHOLE_PICTURE if view.video is None else self.augment.crop(self.index.header["size"], *key)
-        return Row(sample.id, view, crop, clip_key(*key))
+    def _collate(self, rows: list[Row]) -> Batch:
+        batch = collate(rows, self.window, self.size, self.streams)
+        batch.repeats = self.repeats
+        return batch
+
+    def _decode(self, epoch: int, slot: int, skipped: list[tuple[str, str]]) -> _Decoded:
+        """The clip planned for a slot or, each in turn, what may take its place. Those passed over go to `skipped`."""
+        tried = Counter()
+        for number, turn, position in self.plan.candidates(epoch, slot):
+            corpus = self.corpora[number]
+            sample = corpus.index.samples[position]
+            name = corpus.name_of(sample.id)
+            start = random_start(sample.duration, self.window, uniform(1, self.plan.seed, turn, name, "window")[0])
+            try:
+                view = decode_window(corpus.index, sample, self.window, start, self.streams)
+                return _Decoded(name, self.first[number] + position, turn, view)
+            except SampleError as error:
+                skipped.append((name, f"{error.cause}: {error}"))
+                tried[skipped[-1][1]] += 1
+                if tried.total() > MAX_REPLACEMENTS:
+                    break
+        raise DataError(f"clip {skipped[-1][0]} and all that could replace it are unreadable; {worst(tried)}")
+
+    def _row(self, clip: _Decoded, repeat: int) -> Row:
+        """One view. The first one of a clip is the same whether there are more or not."""
+        key = (self.plan.seed, clip.turn, f"{clip.name}\0{repeat}" if repeat else clip.name)
+        crop = WHOLE_PICTURE if clip.view.video is None else self.augment.crop(self.size, *key)
+        return Row(clip.name, self.augment.sound(clip.view, *key), crop, clip_key(*key))
 
 
 class _EvalBatches(Dataset):
@@ -235,6 +246,10 @@ class _EvalBatches(Dataset):
         views = self.views[number * self.batch_size : (number + 1) * self.batch_size]
         return [int(self.index.samples.shard[self.positions[clip]]) for clip, _ in views]
 
+    @property
+    def indices(self) -> list[ShardIndex]:
+        return [self.index]
+
 
 class _Handed(Dataset):
     """The same batches in the worker's own blocks."""
@@ -258,8 +273,8 @@ def _check_window(index: ShardIndex, window: Window) -> None:
 
 def _load_ahead(batches: "_TrainBatches | _EvalBatches", numbers: range, workers: int) -> Iterator[Batch]:
     """As `_load`; shards behind a url are fetched in the order of the batches, by a thread of this process."""
-    index = batches.index
-    if not isinstance(index.root, RemoteFolder):
+    remote = places(batches.indices)
+    if not any(remote):
         yield from _load(batches, numbers, workers)
         return
 
@@ -267,7 +282,7 @@ def _load_ahead(batches: "_TrainBatches | _EvalBatches", numbers: range, workers
         for number in numbers[done : done + LOOK_BATCHES]:
             yield from batches.shards(number)
 
-    with FetchAhead(index.root, index.header["shards"], upcoming) as ahead:
+    with FetchAhead(remote, upcoming) as ahead:
         for batch in _load(batches, numbers, workers):
             ahead.step += 1  # it counts batches from the first of `numbers`
             yield batch

@@ -35,9 +35,10 @@ ID_BYTES = 180  # tar members and file systems allow 255; the rest is for suffix
 class Clip:
     """One clip of a source.
 
-    `video` is a file with a picture (whose own sound is used unless `audio` names another file), `audio` a file with
-    sound; one of them may be None. `start` and `end` are seconds from the beginning of the file. `meta` holds every
-    other column that is not empty: `votes` as {name: count}, ratings as float, anything else as text.
+    `video` is a file with a picture (whose own sound is used unless `audio` names another file) or a folder of frames,
+    see `frame_files`; `audio` is a file with sound; one of them may be None. `start` and `end` are seconds from the
+    beginning of the file. `meta` holds every other column that is not empty: `votes` and columns that begin with
+    `votes_` as {name: count}, ratings as float, anything else as text.
     """
 
     id: str
@@ -91,6 +92,33 @@ def list_media(folder: str | Path) -> tuple[list[Path], int]:
     return media, len(files) - len(media)
 
 
+def frame_files(folder: str | Path) -> list[Path]:
+    """The pictures of a folder of frames, in the order of the numbers in their names; none where it is no such folder.
+
+    A folder with a film or a sound in it is none: its pictures need not be the frames of one clip.
+    """
+    try:
+        files = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
+    except OSError:
+        return []
+    suffixes = {path.suffix.lower() for path in files}
+    if suffixes & (VIDEO_SUFFIXES | AUDIO_SUFFIXES):
+        return []
+    frames = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(frames, key=lambda path: [(int(n or 0), t) for t, n in re.findall(r"(\D*)(\d*)", path.name)])
+
+
+def list_words(where: str, text: str) -> list[str]:
+    """One to three words of a `path [audio] label` line; a name with spaces stands in quotes."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}") from None
+    if not 1 <= len(words) <= 3:
+        raise SettingsError(f"{where}: expected `path [audio] label`, found {len(words)} words")
+    return words
+
+
 def safe_id(text: str) -> str:
     """`text` as a name for tar members: letters, digits, `_` and `-`, no dots, at most 180 bytes."""
     text = unicodedata.normalize("NFC", text)
@@ -137,6 +165,9 @@ def _csv_rows(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with source.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         header = [name.strip() for name in reader.fieldnames or []]
+        if len(header) == 1 and " " in header[0]:  # the field's lists are often called .csv
+            yield from _list_rows(source)
+            return
         if not {"path", "video", "audio"} & set(header):
             found = ", ".join(header) or "nothing"
             raise SettingsError(f"{source}, line 1: no column `video`, `audio` or `path` (found {found})")
@@ -170,12 +201,7 @@ def _list_rows(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for line, text in enumerate(file, 1):
             if not text.strip() or text.lstrip().startswith("#"):
                 continue
-            try:
-                words = shlex.split(text)
-            except ValueError as error:
-                raise SettingsError(f"{source}, line {line}: {error}") from None
-            if len(words) > 3:
-                raise SettingsError(f"{source}, line {line}: expected `path [audio] label`, found {len(words)} words")
+            words = list_words(f"{source}, line {line}", text)
             if len(words) == 3:
                 yield line, {"video": words[0], "audio": words[1], "label": words[2]}
             else:
@@ -186,7 +212,8 @@ def _clip(source: Path, line: int, row: dict[str, Any]) -> Clip:
     where = f"{source}, line {line}"
     values = {ALIASES.get(key, key): value for key, value in row.items() if value not in ("", None)}
     fields = {key: _value(where, key, value) for key, value in values.items()}
-    paths = {key: _path(where, source.parent, fields.pop(key)) for key in ("path", "video", "audio") if key in fields}
+    streams = [key for key in ("path", "video", "audio") if key in fields]
+    paths = {key: _path(where, source.parent, key, fields.pop(key)) for key in streams}
     if "path" in paths:
         path = paths.pop("path")
         if "video" in paths or "audio" in paths:
@@ -208,16 +235,16 @@ def _clip(source: Path, line: int, row: dict[str, Any]) -> Clip:
     return Clip(name, paths.get("video"), paths.get("audio"), start, end, fields, line)
 
 
-def _path(where: str, base: Path, text: str) -> Path:
+def _path(where: str, base: Path, key: str, text: str) -> Path:
     path = base / text
-    if "\0" in text or not path.is_file():
+    if "\0" in text or not (path.is_file() or (key != "audio" and frame_files(path))):
         raise SettingsError(f"{where}: the file {path} is not there (paths are relative to the manifest)")
     return path
 
 
 def _value(where: str, key: str, value: Any) -> Any:
-    if key == "votes":
-        return _votes(where, value)
+    if key == "votes" or key.startswith("votes_"):
+        return _votes(where, key, value)
     if key in NUMBERS:
         try:
             number = float(value)
@@ -229,14 +256,14 @@ def _value(where: str, key: str, value: Any) -> Any:
     return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-def _votes(where: str, value: Any) -> dict[str, float]:
+def _votes(where: str, key: str, value: Any) -> dict[str, float]:
     try:
         votes = json.loads(value) if isinstance(value, str) else value
         counts = {str(name): float(count) for name, count in votes.items()}
     except (ValueError, TypeError, AttributeError):
         counts = {"": -1.0}
     if not counts or any(not math.isfinite(count) or count < 0 for count in counts.values()):
-        raise SettingsError(f'{where}: votes is {value!r}, expected a JSON object such as {{"happy": 7, "calm": 3}}')
+        raise SettingsError(f'{where}: {key} is {value!r}, expected a JSON object such as {{"happy": 7, "calm": 3}}')
     return {name: int(count) if count.is_integer() else count for name, count in counts.items()}
 
 
@@ -250,6 +277,10 @@ def describe(clips: Iterable[Clip], base: Path) -> list[dict[str, Any]]:
         if path is None:
             return None
         name = path.relative_to(base) if path.is_relative_to(base) else path
-        return [name.as_posix(), path.stat().st_size if path.is_file() else -1]
+        frames = [] if path.is_file() else frame_files(path)
+        size = (
+            sum(frame.stat().st_size for frame in frames) if frames else path.stat().st_size if path.is_file() else -1
+        )
+        return [name.as_posix(), size]
 
     return [[c.id, file(c.video), file(c.audio), c.start, c.end, c.meta] for c in clips]

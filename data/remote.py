@@ -11,7 +11,7 @@ import os
 import random
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -104,16 +104,23 @@ def locate(folder: str | Path | RemoteFolder) -> Path | RemoteFolder:
     return RemoteFolder(text)
 
 
+Place = tuple[RemoteFolder, dict[str, Any]]  # a shard: the folder it lies in, its entry in the header of the index
+
+
 class FetchAhead:
     """A thread that fetches the shards a reader comes to next, in its order, and protects them until it is there.
 
-    `upcoming(step)` yields the numbers of the shards from a step on, repetitions allowed. What cannot be fetched is
-    left to the reader, who meets the error where it belongs. The thread ends with the `with` block or the process.
+    `upcoming(step)` yields the numbers, in `places`, of the shards from a step on, repetitions allowed; those whose
+    place is None need no fetching. What cannot be fetched is left to the reader, who meets the error where it belongs.
+    The thread ends with the `with` block or the process.
     """
 
-    def __init__(self, folder: RemoteFolder, shards: list[dict[str, Any]], upcoming: Callable[[int], Iterable[int]]):
+    def __init__(self, places: Sequence[Place | None], upcoming: Callable[[int], Iterable[int]]):
         self.step = 0
-        self._folder, self._shards, self._upcoming = folder, shards, upcoming
+        self._places, self._upcoming = places, upcoming
+        folders = {id(place[0]): place[0] for place in places if place}
+        self._limit = min(folder.cache.limit for folder in folders.values()) // 2
+        self._most = AHEAD_SHARDS * len(folders)  # each corpus has a block in work
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fetch ahead", daemon=True)
 
@@ -128,8 +135,9 @@ class FetchAhead:
         """The next shards, each once, the one needed first in front."""
         wanted: dict[int, None] = {}
         for shard in self._upcoming(step):
-            wanted[shard] = None
-            if len(wanted) == AHEAD_SHARDS:
+            if self._places[shard]:
+                wanted[shard] = None
+            if len(wanted) == self._most:
                 break
         return list(wanted)
 
@@ -140,22 +148,23 @@ class FetchAhead:
             while not self._stop.is_set():
                 step = self.step
                 wanted = self._wanted(step)
-                for shard in protected.keys() - wanted:
-                    os.close(protected.pop(shard))
-                room = self._folder.cache.limit // 2
-                for shard in wanted:
-                    room -= self._shards[shard]["bytes"]
+                for number in protected.keys() - wanted:
+                    os.close(protected.pop(number))
+                room = self._limit
+                for number in wanted:
+                    folder, shard = self._places[number]
+                    room -= shard["bytes"]
                     if room < 0 or self._stop.is_set() or self.step != step:
                         break
-                    if shard in protected or shard in failed:
+                    if number in protected or number in failed:
                         continue
                     try:
-                        descriptor = self._folder.open(self._shards[shard], ahead=True, stop=self._stop)
+                        descriptor = folder.open(shard, ahead=True, stop=self._stop)
                     except AffektError:
-                        failed.add(shard)
+                        failed.add(number)
                         continue
                     if descriptor is not None:
-                        protected[shard] = descriptor
+                        protected[number] = descriptor
                 if self.step == step:
                     self._stop.wait(LOOK_SECONDS)
         except _Stopped:

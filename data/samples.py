@@ -67,6 +67,7 @@ class Samples(Sequence):
     def __init__(self, columns: dict[str, np.ndarray]):
         self._columns = columns
         self.shard: np.ndarray = columns["shard"]  # (N,)
+        self.duration: np.ndarray = columns["duration"]
         self.has_video: np.ndarray = columns["frames"] > 0
         self.has_audio: np.ndarray = columns["samples"] > 0
 

@@ -109,7 +109,7 @@ def _explain(cls: type[BaseModel], item: dict[str, Any], source: str) -> str:
 
 def _fields_at(cls: type[BaseModel], path: tuple[Any, ...]) -> dict[str, Any]:
     fields = cls.model_fields
-    for part in path:
+    for part in (part for part in path if not isinstance(part, int)):  # a number is a place in a list
         field = fields.get(str(part))
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         nested = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

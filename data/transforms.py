@@ -25,7 +25,8 @@ class Inputs:
     """What a model takes: video (B, 3, T, H, W) and audio (B, 1, mel_frames, mel_bins), None where not asked for.
 
     `has_video`, `has_audio` bool (B,): rows of a stream that a clip lacks hold nothing that may be learned from.
-    `audio_frames` int64 (B,): how many frames of the log-mel are sound; the others are padding.
+    `audio_frames` int64 (B,): how many frames of the log-mel are sound; the others are padding. `clip` int64 (B,): rows
+    with the same number are views of the same clip; None where all are of different ones.
     """
 
     video: Tensor | None
@@ -33,6 +34,7 @@ class Inputs:
     has_video: Tensor
     has_audio: Tensor
     audio_frames: Tensor
+    clip: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Preprocess:
             if batch.audio is not None:
                 mel = log_mel(batch.audio, self.mel_bins, batch.audio_valid)
                 audio = normalise_mel(pad_frames(mel, frames, self.mel_frames)).unsqueeze(1)
-        return Inputs(video, audio, batch.has_video, batch.has_audio, frames)
+        return Inputs(video, audio, batch.has_video, batch.has_audio, frames, batch.clip)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the outcome, as JSON can hold it."""

@@ -191,9 +191,9 @@ class HiCMAE(nn.Module):
             videos = [head(x) for head, x in zip(self.projector_video, videos, strict=True)]
             audios = [head(x) for head, x in zip(self.projector_audio, audios, strict=True)]
         paired = inputs.has_video & inputs.has_audio & (inputs.audio_frames > 0)
-        across_ranks = s.contrast_negatives == "global"
+        how = {"center": s.contrast_center, "across_ranks": s.contrast_negatives == "global", "clip": inputs.clip}
         per_tap = [
-            contrastive_loss(video, audio, paired, s.temperature, center=s.contrast_center, across_ranks=across_ranks)
+            contrastive_loss(video, audio, paired, s.temperature, **how)
             for video, audio in zip(videos, audios, strict=True)
         ]
         return torch.stack(per_tap).sum() if s.contrast_taps == "sum" else torch.stack(per_tap).mean()

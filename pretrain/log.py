@@ -42,11 +42,12 @@ class RunLog:
         total_steps: int,
     ) -> None:
         self.total_steps = total_steps
-        optim, batch = settings.optim, settings.train.global_batch
+        optim, batch, repeats = settings.optim, settings.train.global_batch, settings.data.repeats
+        what = f"{batch} views of {batch // repeats} clips" if repeats > 1 else f"{batch} clips"
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         say(
             f"{settings.model.name}: {parameters:.2f} M parameters, {precision} on {world_size} x {device}, "
-            f"{total_steps} steps of {batch} clips, learning rate {optim.scaled(optim.base_lr, batch):.3g} "
+            f"{total_steps} steps of {what}, learning rate {optim.scaled(optim.base_lr, batch):.3g} "
             f"(= {optim.base_lr:g} x {batch} / 256)" + (f", from step {self.start_step}" if self.start_step else "")
         )
 

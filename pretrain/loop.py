@@ -12,13 +12,12 @@ import torch
 import torch.distributed as dist
 
 from affekt import __version__
-from affekt.data.accounting import Accounting
+from affekt.data.accounting import FIRST_CLIPS, Accounting
 from affekt.data.decode import Window
-from affekt.data.errors import CheckpointError, DataError, HealthError, SettingsError
+from affekt.data.errors import CheckpointError, HealthError, SettingsError
 from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.loader import train_loader
-from affekt.data.shards import ShardIndex
-from affekt.data.split import assert_disjoint, assert_no_shared_source, where
+from affekt.data.mixture import changed_corpora, fingerprints
 from affekt.data.transforms import Preprocess
 from affekt.pretrain.checkpoint import (
     complete_checkpoints,
@@ -36,8 +35,10 @@ from affekt.pretrain.engine import (
     start_processes,
 )
 from affekt.pretrain.export import start_from
+from affekt.pretrain.feed import Feed, together
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import RunLog, say
+from affekt.pretrain.mixture import notes, open_corpora
 from affekt.pretrain.optim import clip_gradients, create_optimizer, lr_at
 from affekt.pretrain.pictures import reconstruction_picture
 from affekt.pretrain.seen import SEEN_FILE, merged, seen_data, stamped, with_seen_before
@@ -69,11 +70,12 @@ def pretrain(
 
     if rank == 0 and s.without_effect:
         say(f"model.streams={s.streams}: without effect are {', '.join(s.without_effect)}")
-    index = ShardIndex.open(settings.data.shards)
-    positions = training_positions(index, settings)
-    total_steps = train.steps or round(train.epochs * len(positions) / train.global_batch)
+    data = settings.data
+    corpora = together(lambda: open_corpora(settings))
+    epoch_views = (data.epoch_clips or sum(len(corpus.positions) for corpus in corpora)) * data.repeats
+    total_steps = train.steps or round(train.epochs * epoch_views / train.global_batch)
     if not total_steps:
-        raise SettingsError(f"train.epochs {train.epochs} of {len(positions)} clips is less than one step")
+        raise SettingsError(f"train.epochs {train.epochs} of {epoch_views} views of clips is less than one step")
     model = HiCMAE(s).to(device)
     model.set_grad_checkpointing(train.activation_checkpointing)
     if device.type == "cuda" if train.compile is None else train.compile:
@@ -91,10 +93,11 @@ def pretrain(
         refuse_changes(
             settings.changes_from(PretrainSettings.parse_saved(state["settings"], str(checkpoint))), allow_change
         )
-        if state["data"] != index.fingerprint and "data.shards" not in allow_change:
+        changed, key = changed_corpora(state["data"], corpora), "data.mixture" if data.mixture else "data.shards"
+        if changed and key not in allow_change:
             raise SettingsError(
-                f"{settings.data.shards}: not the shards that {checkpoint} was trained on "
-                "(--allow-change data.shards goes on with these)"
+                f"{', '.join(changed)}: not the shards that {checkpoint} was trained on "
+                f"(--allow-change {key} goes on with these)"
             )
         try:
             model.load_state_dict(weights)
@@ -102,27 +105,28 @@ def pretrain(
             raise CheckpointError(f"{checkpoint}: its weights do not fit the settings of the model: {error}") from error
         load_optimizer(model, optimizer, moments)
         start_step, accounting = state["step"], Accounting.from_dict(state["accounting"])
-    seen = seen_data(index, positions)
+    seen = seen_data(corpora)
     if checkpoint:
         seen = with_seen_before(seen, checkpoint)
     elif settings.pretrained:
         seen = merged(seen, start_from(model, settings.pretrained))
-    agree(_digest(settings, index, start_step), "settings, data or start step")
+    agree(_digest(settings.to_yaml(), fingerprints(corpora), start_step), "settings, data or start step")
 
-    window = Window(num_frames=s.num_frames, frame_stride=settings.data.frame_stride, mel_frames=s.mel_frames)
+    window = Window(num_frames=s.num_frames, frame_stride=data.frame_stride, mel_frames=s.mel_frames)
     loader = train_loader(
-        index,
+        corpora,
         window,
-        indices=positions,
         global_batch=train.global_batch,
         rank=rank,
         world_size=world_size,
         seed=train.seed,
         start_step=start_step,
         total_steps=total_steps,
-        workers=settings.data.workers,
+        workers=data.workers,
         streams=s.streams,
-        augment=settings.data.augment,
+        augment=data.augment,
+        epoch_clips=data.epoch_clips,
+        repeats=data.repeats,
     )
     lock = claim_run(run) if rank == 0 else None
     engine = create_engine(model, optimizer, train.global_batch // world_size, precision)
@@ -131,13 +135,15 @@ def pretrain(
         write_text(run / "settings.yaml", settings.to_yaml())
         write_text(run / SEEN_FILE, json.dumps(stamped(seen), ensure_ascii=False))
         log.start(settings, model, world_size, str(device), precision, total_steps)
+        for line in notes(corpora, window, loader.shares):
+            say(line)
 
     model.train()
-    batches, watch = iter(loader), Stopwatch()
+    feed, watch = Feed(loader, accounting, data.skip_budget, start_step, rank), Stopwatch()
+    first_checks = (start_step + 1, start_step + -(-FIRST_CLIPS // train.global_batch))
     sums: dict[str, torch.Tensor] = {}  # of what is logged, since it was logged last; kept on the device
     for step in range(start_step, total_steps):
-        batch = watch.wait_for(batches)
-        accounting.add(batch)
+        batch = watch.wait_for(feed)
         masks = [mask.to(device) for mask in model.masks(batch)]  # from keys on the host, so that nothing has to wait
         inputs = preprocess(batch.to(device))
         torch.manual_seed(_step_seed(train.seed, step, rank))  # drop path; nothing else draws from torch's generator
@@ -152,6 +158,8 @@ def pretrain(
         done = step + 1
         sums = {k: v.detach() + sums.get(k, 0.0) for k, v in {**losses, "grad_norm": grad_norm}.items()}
         to_log, to_save = (done % n == 0 or done == total_steps for n in (train.log_every, train.checkpoint_every))
+        if to_log or to_save or done in first_checks:
+            feed.check()
         if to_log or to_save:  # no checkpoint of a broken model takes the place of a sound one
             values = mean_over_ranks({name: value / watch.steps for name, value in sums.items()})
             if not all(map(math.isfinite, values.values())):
@@ -161,7 +169,7 @@ def pretrain(
             sums = {}
             values |= {
                 "lr": lr,
-                "epoch": done * train.global_batch / len(positions),
+                "epoch": done * train.global_batch / epoch_views,
                 "clips_per_s": steps * train.global_batch / seconds,
                 "data_wait": waited / seconds,
             }
@@ -178,11 +186,11 @@ def pretrain(
         if to_save:
             with watch.paused():
                 summed = accounting.summed_over_ranks()
-                summed.check()
                 if rank == 0:
+                    say(f"step {done}: {summed}")
                     state = {
                         "settings": settings.model_dump(mode="json"),
-                        "data": index.fingerprint,
+                        "data": fingerprints(corpora),
                         "accounting": summed.to_dict(),
                         "affekt": __version__,
                         "torch": torch.__version__,
@@ -195,40 +203,6 @@ def pretrain(
         log.finish(summed.to_dict())
         lock.close()
     return run
-
-
-def training_positions(index: ShardIndex, settings: PretrainSettings) -> list[int]:
-    """Positions of the clips to learn from. Raises SettingsError when one of them, its group or the file it was made
-    from is held out, and when `held_out` names no clip at all; DataError when there is nothing to learn from."""
-    data, streams = settings.data, settings.model.streams
-    positions = where(index, data.include)
-    if streams == "both":
-        has = index.samples.has_video | index.samples.has_audio
-    else:
-        has = getattr(index.samples, f"has_{streams}")
-    positions = [i for i in positions if has[i]]
-    if not positions:
-        raise DataError(
-            f"{data.shards}: no clip with {streams} and {data.include or 'any metadata'}; see its summary.json"
-        )
-    for stream in ("video", "audio") if streams == "both" else ():
-        if not getattr(index.samples, f"has_{stream}")[positions].any():
-            other = "audio" if stream == "video" else "video"
-            raise DataError(
-                f"{data.shards}: not one clip to learn from has {stream}, so half of the model would stay random; "
-                f"say model.streams={other}"
-            )
-    if data.held_out:
-        held_out = where(index, data.held_out)
-        if not held_out:
-            raise SettingsError(
-                f"data.held_out {data.held_out} names no clip of {data.shards}, so nothing would be checked; "
-                "correct it, or say data.held_out={} where no clip is to be held out"
-            )
-        for field in ("id", *([data.group] if data.group else [])):
-            assert_disjoint(index, positions, held_out, field)
-        assert_no_shared_source(index, positions, held_out)
-    return positions
 
 
 def open_run(run: Path, resume: str | None) -> Path | None:
@@ -276,5 +250,5 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8]) >> 1
 
 
-def _digest(settings: PretrainSettings, index: ShardIndex, start_step: int) -> str:
-    return hashlib.sha256(f"{settings.to_yaml()}{index.fingerprint}{start_step}".encode()).hexdigest()[:16]
+def _digest(*values: object) -> str:
+    return hashlib.sha256("\n".join(map(str, values)).encode()).hexdigest()[:16]

@@ -51,6 +51,7 @@ def contrastive_loss(
     *,
     center: bool = False,
     across_ranks: bool = True,
+    clip: Tensor | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE between the pooled streams of the global batch (HiCMAE equations 9-11).
 
@@ -59,23 +60,33 @@ def contrastive_loss(
     over ranks equals the loss of one process. With `across_ranks` False negatives are this rank's own clips, as in the
     published code, and the loss depends on how many ranks share the batch.
 
+    `clip` (B,) int64: rows with the same number are views of one clip, and none is a negative of another; without it
+    all rows count as different clips.
+
     `center` takes the mean over the batch off each stream first. At the start pooled features differ by little more
     than rounding around a common direction, and without it short runs spend themselves on finding the difference.
     """
     kind = video.device.type
     exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
     with exact:  # bf16 would round logits near 14 to multiples of 0.06
-        return _contrastive_loss(_full(video), _full(audio), paired, temperature, center, across_ranks)
+        return _contrastive_loss(_full(video), _full(audio), paired, temperature, center, across_ranks, clip)
 
 
 def _contrastive_loss(
-    video: Tensor, audio: Tensor, paired: Tensor, temperature: float, center: bool, across_ranks: bool
+    video: Tensor,
+    audio: Tensor,
+    paired: Tensor,
+    temperature: float,
+    center: bool,
+    across_ranks: bool,
+    clip: Tensor | None,
 ) -> Tensor:
-    all_video, all_audio, all_paired, start = video, audio, paired, 0
+    all_video, all_audio, all_paired, all_clip, start = video, audio, paired, clip, 0
     ranks = _world_size() if across_ranks else 1
     if ranks > 1:
         all_video, all_audio = all_gather(video), all_gather(audio)
         all_paired, start = all_gather(paired.to(video)) > 0, _rank() * len(video)
+        all_clip = None if clip is None else all_gather(clip)
     if center:
         weight = all_paired[:, None] / all_paired.sum().clamp(min=1)
         mean_video, mean_audio = ((x * weight).sum(0) for x in (all_video, all_audio))
@@ -84,6 +95,8 @@ def _contrastive_loss(
     video, audio, all_video, all_audio = (F.normalize(x, dim=-1) for x in (video, audio, all_video, all_audio))
     labels = torch.arange(start, start + len(video), device=video.device)
     hide = torch.where(all_paired, 0.0, float("-inf")).repeat(len(video), 1)  # (B, global B)
+    if clip is not None:
+        hide.masked_fill_(clip[:, None] == all_clip, float("-inf"))
     hide.scatter_(1, labels[:, None], 0.0)  # a row keeps its own pair, so that no softmax runs over nothing
     loss = sum(
         F.cross_entropy(rows @ columns.T / temperature + hide, labels, reduction="none")

@@ -6,16 +6,20 @@ from typing import Any
 
 from affekt.data.errors import CheckpointError
 from affekt.data.files import check_version
-from affekt.data.shards import ShardIndex
+from affekt.data.mixture import Corpus, example, fingerprints
 
 SEEN_FILE = "pretrain_data.json"
 FORMAT, VERSION = "affekt-pretrain-data", "1.0"
 LISTS = ("ids", "sources", "speakers", "licences", "data_sets")
 
 
-def seen_data(index: ShardIndex, positions: list[int]) -> dict[str, Any]:
-    """What the weights will have seen, kept beside them so that a later evaluation can refuse an overlap."""
-    rows = [index.samples.row(i) for i in positions]
+def seen_data(corpora: list[Corpus]) -> dict[str, Any]:
+    """What the weights will have seen, kept beside them so that a later evaluation can refuse an overlap.
+
+    Ids and speakers are those of the corpora, without the names that a mixture gives them: an evaluation knows one
+    corpus alone.
+    """
+    rows = [corpus.index.samples.row(i) for corpus in corpora for i in corpus.positions]
 
     def distinct(field: str) -> list[str]:
         return sorted({str(row["meta"][field]) for row in rows if row["meta"].get(field)})
@@ -27,8 +31,8 @@ def seen_data(index: ShardIndex, positions: list[int]) -> dict[str, Any]:
         "licences": distinct("licence"),
         "data_sets": distinct("data_set"),
         "without_speaker": sum(not row["meta"].get("speaker") for row in rows),
-        "fingerprint": index.fingerprint,
-        "prepare": index.header["prepare"],
+        "fingerprint": fingerprints(corpora),
+        "prepare": example(corpora).header["prepare"],
     }
 
 

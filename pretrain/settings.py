@@ -14,18 +14,73 @@ from affekt.pretrain.optim import OptimSettings
 from affekt.pretrain.registry import SIZES, list_models
 
 
+class CorpusSettings(Settings):
+    """One corpus of a mixture. What it leaves out of `include`, `held_out` and `group` it has from `data`."""
+
+    shards: str = Field(min_length=1, description="folder written by `affekt prepare`, or its url")
+    weight: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="share of every epoch, relative; all or none state one"
+    )
+    name: str = Field(min_length=1, description="goes before the ids of its clips; default: last part of shards")
+    include: dict[str, list[str]] = Field({})
+    held_out: dict[str, list[str]] = Field({})
+    group: str | None = "speaker"
+
+
 class DataSettings(Settings):
     """Which clips are learned from, and how a training view is cut from one."""
 
-    shards: str = Field(description="folder written by `affekt prepare`, or its url")
+    shards: str | None = Field(None, description="folder written by `affekt prepare`, or its url; or else mixture")
+    mixture: tuple[CorpusSettings, ...] = Field((), description="several, e.g. [{shards: a, weight: 0.7}, ...]")
     include: dict[str, list[str]] = Field({}, description="metadata field -> allowed values, e.g. {split: [train]}")
     held_out: dict[str, list[str]] = Field({}, description="clips that must not be seen: by id, source file and group")
     group: str | None = Field(
         "speaker", description="no group of a held-out clip may be seen; null checks the clips alone"
     )
+    epoch_clips: int | None = Field(
+        None, ge=1, description="clips of an epoch, which goes on where the last one ended; null: each clip once"
+    )
+    repeats: int = Field(
+        1, ge=1, description="views in a batch of each decoded clip, of one window, crop and gain and mask of their own"
+    )
+    skip_budget: float = Field(0.01, ge=0, le=1, description="share of clips that may be unreadable; above it: exit 2")
     frame_stride: int = Field(4, ge=1, description="video frames between two sampled ones, at 25 fps")
     augment: Augment = Augment()
     workers: int = Field(2, ge=0)
+
+    @property
+    def parts(self) -> tuple[CorpusSettings, ...]:
+        """The corpora; one alone needs no name and no weight."""
+        if len(self.mixture) > 1:
+            return self.mixture
+        alone = self.mixture[0] if self.mixture else self
+        values = {field: getattr(alone, field) for field in ("shards", "include", "held_out", "group")}
+        return (CorpusSettings.model_construct(**values, weight=None, name=""),)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_corpora(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("mixture"), list | tuple):
+            return values
+        common = {field: values[field] for field in ("include", "held_out", "group") if field in values}
+        mixture = [
+            {**common, "name": str(part.get("shards", "")).rstrip("/").rpartition("/")[2], **part}
+            if isinstance(part, dict)
+            else part
+            for part in values["mixture"]
+        ]
+        return {**values, "mixture": mixture}
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataSettings":
+        if bool(self.shards) == bool(self.mixture):
+            raise ValueError("set one of data.shards and data.mixture")
+        names = [part.name for part in self.mixture]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the corpora of data.mixture need different names; they are {names}: state `name`")
+        if len({part.weight is None for part in self.mixture}) > 1:
+            raise ValueError("some corpora of data.mixture state a weight and others do not; state all or none")
+        return self
 
 
 class TrainSettings(Settings):
@@ -33,7 +88,7 @@ class TrainSettings(Settings):
 
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
-    global_batch: int = Field(160, ge=1, description="clips per step over all ranks")
+    global_batch: int = Field(160, ge=1, description="clips, or views of them, per step over all ranks")
     precision: Precision = "auto"
     seed: int = Field(0, ge=0, lt=2**63)
     activation_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
@@ -87,6 +142,7 @@ class PretrainSettings(Settings):
         """`{key: (old, new)}` of every setting that decides the result; folders, logging and workers do not."""
         free = ("out", "data.shards", "data.workers", "train.log_every", "train.picture_every", "train.threads")
         free += ("train.checkpoint_every", "train.keep_last", "train.activation_checkpointing", "train.compile")
+        free += ("data.skip_budget", *(f"data.mixture.{part.name}.shards" for part in self.data.mixture))
         before, after = _flat(old.model_dump(mode="json")), _flat(self.model_dump(mode="json"))
         return {
             key: (before.get(key), after.get(key))
@@ -117,7 +173,10 @@ def refuse_changes(changes: dict[str, tuple[Any, Any]], allowed: tuple[str, ...]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"data.workers": 2, ...}`; the corpora of a mixture by their names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
+        if key == "mixture" and value:
+            value = {part["name"]: part for part in value}
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

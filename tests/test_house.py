@@ -100,7 +100,7 @@ from . import sibling
     assert ".sibling" in modules or "..sibling" in modules
 
 
-@pytest.mark.parametrize("name", ["data", "data.media", "data.synth", "pretrain", "finetune", "launch"])
+@pytest.mark.parametrize("name", ["data", "data.corpora", "data.media", "data.synth", "pretrain", "finetune", "launch"])
 def test_a_room_refuses_its_bare_name_from_the_checkout(name):
     def importing(module):
         command = [sys.executable, "-c", f"import {module}"]

@@ -20,7 +20,8 @@ from affekt.finetune.splits import check_unseen, make_task
 from affekt.pretrain.checkpoint import save_checkpoint
 from affekt.pretrain.export import create_encoder, save_encoder
 from affekt.pretrain.log import read_metrics
-from affekt.pretrain.loop import claim_run, training_positions
+from affekt.pretrain.loop import claim_run
+from affekt.pretrain.mixture import open_corpora
 from affekt.pretrain.registry import model_settings
 from affekt.pretrain.settings import PretrainSettings
 
@@ -99,7 +100,7 @@ def test_a_stream_that_nobody_has_is_not_sold_as_trained(tiny_shards):
     index = tiny_shards(16, streams="audio")
     given = {"out": "run", "model": {"name": "hicmae_nano"}, "data": {"shards": str(index.root)}, "train": {"steps": 1}}
     with pytest.raises(DataError, match=r"not one clip to learn from has video.*model\.streams=audio"):
-        training_positions(index, PretrainSettings.parse(given))
+        open_corpora(PretrainSettings.parse(given))
 
 
 def test_clips_of_unknown_speakers_are_told(tiny_shards, capsys):

@@ -10,11 +10,19 @@ import pytest
 from scipy.stats import kstest
 
 from affekt.data.errors import SettingsError
-from affekt.data.order import Plan, clip_key, raw, sample_order, uniform
+from affekt.data.order import Plan, Source, clip_key, raw, sample_order, uniform
 
 
 def shards_of(sizes):
     return np.repeat(np.arange(len(sizes)), sizes)
+
+
+def alone(shards, positions, batch, seed):
+    return Plan([Source(shards, positions)], batch, seed)
+
+
+def planned(plan, epoch, slots):
+    return [next(plan.candidates(epoch, slot)).position for slot in slots]
 
 
 def test_every_sample_once():
@@ -73,54 +81,57 @@ def test_uniform_numbers_are_uniform_and_keyed():
     assert uniform(1, 1, 12, "a") != uniform(1, 11, 2, "a")  # the parts of a key do not run together
 
 
-def test_exactly_once_for_any_world():
-    """Every allowed clip at most once per epoch, all but the named tail, whatever the ranks."""
+def test_exactly_once_for_any_world_and_workers():
+    """Every allowed clip at most once per epoch, all but the named tail, whoever makes which of the batches."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
     tried = 0
     while tried < 2000:
-        size, world, share = rng.randrange(1, 500), rng.choice([1, 2, 3, 4, 8]), rng.choice([1, 4, 7])
+        size, world, share = rng.randrange(1, 501), rng.choice([1, 2, 3, 4, 8]), rng.choice([1, 4, 7])
         shards = np.sort([rng.randrange(7) for _ in range(size)])
         allowed = [i for i in range(size) if rng.random() < 0.8]
         if len(allowed) < world * share:
             continue
         tried += 1
-        plan, epoch = Plan(shards, allowed, world * share, seed), rng.randrange(5)
+        workers, epoch = rng.choice([0, 1, 3]), rng.randrange(5)
+        plans = [alone(shards, allowed, world * share, seed) for _ in range(max(1, workers))]  # each has its own
+        steps = range(epoch * plans[0].steps_per_epoch, (epoch + 1) * plans[0].steps_per_epoch)
         seen = []
-        for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+        for number, step in enumerate(steps):
+            plan = plans[number % len(plans)]
             for rank in range(world):
                 found, slots = plan.slots(step, rank, world)
                 assert found == epoch and len(slots) == share
-                seen += [next(plan.candidates(epoch, slot)) for slot in slots]
+                seen += planned(plan, epoch, slots)
         assert len(set(seen)) == len(seen) and set(seen) <= set(allowed)
         assert len(seen) + plan.dropped_per_epoch == len(allowed) and plan.dropped_per_epoch < world * share
 
 
 def test_the_global_batch_does_not_depend_on_the_world():
-    plan = Plan(shards_of([30, 41, 5]), range(76), 12, seed=3)
+    plan = alone(shards_of([30, 41, 5]), range(76), 12, seed=3)
 
     def batches(world):
         slots = [[s for r in range(world) for s in plan.slots(step, r, world)[1]] for step in range(20)]
-        return [[next(plan.candidates(step // 6, s)) for s in batch] for step, batch in enumerate(slots)]
+        return [planned(plan, step // 6, batch) for step, batch in enumerate(slots)]
 
     assert plan.steps_per_epoch == 6
     assert batches(1) == batches(2) == batches(3) == batches(12)
 
 
 def test_what_takes_the_place_of_a_clip():
-    plan = Plan(shards_of([20]), range(20), 5, seed=0)
-    order = [next(plan.candidates(2, slot)) for slot in range(20)]
-    candidates = list(plan.candidates(2, 3))
+    plan = alone(shards_of([20]), range(20), 5, seed=0)
+    order = planned(plan, 2, range(20))
+    candidates = [pick.position for pick in plan.candidates(2, 3)]
     assert sorted(candidates) == list(range(20))  # all of them, each once
     assert candidates[:3] == [order[3], order[8], order[9]]
-    whole = Plan(shards_of([5]), range(5), 5, seed=0)
-    assert sorted(islice(whole.candidates(0, 4), 5)) == list(range(5))
+    whole = alone(shards_of([5]), range(5), 5, seed=0)
+    assert sorted(pick.position for pick in islice(whole.candidates(0, 4), 5)) == list(range(5))
 
 
 def test_too_few_clips():
     with pytest.raises(SettingsError, match="3 clips do not fill a global batch of 4"):
-        Plan(shards_of([9]), [1, 2, 3], 4, seed=0)
+        alone(shards_of([9]), [1, 2, 3], 4, seed=0)
 
 
 def test_a_large_corpus_is_ordered_quickly():

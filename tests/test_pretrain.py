@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from affekt.data.errors import SettingsError
 from affekt.data.shard_writer import ShardWriter
 from affekt.pretrain.export import export
-from affekt.pretrain.loop import training_positions
+from affekt.pretrain.mixture import open_corpora
 from affekt.pretrain.settings import PretrainSettings
 
 SMALL = {
@@ -101,8 +103,11 @@ def test_a_killed_run_resumed_is_the_straight_run_bit_by_bit(tmp_path, config):
         assert torch.equal(value, expected[name]), name
     for name in ("settings.yaml", "pretrain_data.json", "summary.json", "pictures/step-00000012.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0
-    accounting = json.loads((tmp_path / "run" / "summary.json").read_text())["accounting"]
+    accounting, other = (
+        json.loads((tmp_path / r / "summary.json").read_text())["accounting"] for r in ("run", "straight")
+    )
     assert accounting["used"] == accounting["planned"] == 12 * 8
+    assert accounting["ledger"] == other["ledger"]
 
 
 def test_two_gloo_ranks_train_as_one_process(tmp_path, config):
@@ -113,6 +118,8 @@ def test_two_gloo_ranks_train_as_one_process(tmp_path, config):
     for a, b in zip(one, two, strict=True):
         for name in ("loss", "loss_video", "loss_audio", "loss_contrast", "grad_norm"):
             assert b[name] == pytest.approx(a[name], rel=1e-4), (a["step"], name)
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text())["accounting"] for name in ("one", "two")]
+    assert summaries[0] == summaries[1] and summaries[0]["used"] == 4 * 8
 
 
 def test_held_out_speakers_are_never_seen(config):
@@ -130,16 +137,20 @@ def test_what_is_made_from_a_held_out_file_is_never_seen(tmp_path, encode_clip):
             record, members = encode_clip(f"clip{number}", None, np.zeros(16000), speaker=f"s{number}", split=split)
             clips.append(({**record, "source_sha256": source}, members))
         writer.write_shard(0, clips)
-        return writer.finish({"size": 64, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
+        writer.finish({"size": 64, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
+
+    def learned_from(folder, sources):
+        shards(folder, sources)
+        data = {"shards": str(folder), "include": {"split": ["train"]}, "held_out": {"split": ["test"]}}
+        model = {**SMALL, "streams": "audio"}
+        given = {"out": "run", "model": model, "data": data, "train": {"steps": 1}}
+        return open_corpora(PretrainSettings.parse(given))[0].positions
 
     sources = [f"{number:064d}" for number in range(24)]
-    data = {"shards": str(tmp_path), "include": {"split": ["train"]}, "held_out": {"split": ["test"]}}
-    model = {**SMALL, "streams": "audio"}
-    settings = PretrainSettings.parse({"out": "run", "model": model, "data": data, "train": {"steps": 1}})
-    assert training_positions(shards(tmp_path / "a", sources), settings) == list(range(4, 24))
+    assert list(learned_from(tmp_path / "a", sources)) == list(range(4, 24))
     sources[7] = sources[2]
     with pytest.raises(SettingsError, match=r"clip7 and clip2.*same"):
-        training_positions(shards(tmp_path / "b", sources), settings)
+        learned_from(tmp_path / "b", sources)
 
 
 def test_mistakes_are_told(tmp_path, config):
@@ -173,6 +184,51 @@ def test_a_run_starts_from_exported_weights_and_knows_what_they_saw(tmp_path, co
     for name in ("encoder_video.norm.weight", "encoder_fusion.blocks_audio.0.attn.qkv.weight"):
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-6)
     assert len(json.loads((tmp_path / "second" / "pretrain_data.json").read_text())["ids"]) == 24
+
+
+def start_rank(config: Path, rank: int, port: int, *arguments: str, cwd: Path) -> subprocess.Popen:
+    """One of two processes, as a batch system starts them, each with an exit code of its own."""
+    place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, **place, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "affekt", "pretrain", str(config), *arguments]
+    return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_ranks_stop_together_when_the_data_of_one_are_unreadable(tmp_path, config, tiny_shards):
+    """As on a node whose copy of the shards is broken: every clip of rank 1 is bad, those of rank 0 are good."""
+    shards = tiny_shards(24).root
+    broken = Path(shutil.copytree(shards, tmp_path / "broken"))
+    for path in broken.glob("*.tar"):
+        path.write_bytes(bytes(path.stat().st_size))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    settings = ["data.shards=here", "train.steps=400", "train.log_every=400", "train.checkpoint_every=400"]
+    ranks = []
+    for rank, folder in enumerate((shards, broken)):  # the same settings on both, each with a disk of its own
+        place = tmp_path / f"node{rank}"
+        place.mkdir()
+        (place / "here").symlink_to(folder)
+        ranks.append(start_rank(config, rank, port, *settings, cwd=place))
+    told = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [2, 2], told
+    for text in told:
+        assert "process 1: clip" in text and "checksum 21" in text and text.count("/shard-00000") >= 5
+        assert "Traceback" not in text and "step 400" not in text
+
+
+def test_a_mixture_with_repeats_is_trained_exported_and_accounted(tmp_path, config, tiny_shards):
+    faces, voices = tiny_shards(20).root, tiny_shards(6, streams="audio").root
+    parts = [f"{{shards: {faces}, weight: 3, name: faces}}", f"{{shards: {voices}, weight: 1, name: voices}}"]
+    mixture = [f"data.mixture=[{', '.join(parts)}]", "data.shards=null", "data.epoch_clips=16", "data.repeats=2"]
+    told = run(config, *mixture, "train.steps=null", "train.epochs=1", "train.checkpoint_every=2")
+    assert "an epoch of 16 clips: faces 75.0% (12 of 20 clips), voices 25.0% (4 of 6 clips)" in told
+    assert "4 steps of 8 views of 4 clips" in told and "step 4: 16 clips planned = 16 used + 0 skipped" in told
+    rows = metrics(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == [0.25, 0.5, 0.75, 1.0] and all(row["loss"] > 0 for row in rows)
+    seen = json.loads((tmp_path / "run" / "pretrain_data.json").read_text())
+    assert len(seen["ids"]) == 26 and set(seen["fingerprint"]) == {"faces", "voices"}
+    export(tmp_path / "run", tmp_path / "export")
 
 
 def test_gradients_are_clipped_by_the_loop_alone():

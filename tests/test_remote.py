@@ -25,6 +25,7 @@ from affekt.data.batch import Batch
 from affekt.data.decode import Window
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.loader import eval_loader, train_loader
+from affekt.data.mixture import Corpus
 from affekt.data.remote import RemoteFolder, locate
 from affekt.data.shards import ShardIndex
 
@@ -420,6 +421,23 @@ def test_shards_are_fetched_ahead_in_the_order_of_the_plan(tiny_shards, monkeypa
         running.close()
         wait_for(lambda: not fetchers())
         server.shutdown()
+
+
+def test_a_mixture_of_urls_and_folders_is_fetched_ahead(index, server, tiny_shards):
+    """The batches are those from folders; each shard comes once and nothing of the folder is asked for."""
+    voices, faces = tiny_shards(9, seconds=0.4, size=32, streams="audio", shards=3), tiny_shards(8, size=32, shards=2)
+    with Server(voices.root) as second:
+
+        def batches(first, other):
+            parts = {"a": first, "b": faces, "c": other}
+            mixture = [Corpus(part, range(len(part.samples)), name=name) for name, part in parts.items()]
+            return list(train_loader(mixture, WINDOW, global_batch=6, total_steps=13, seed=2))
+
+        assert_same(batches(ShardIndex.open(server.url), ShardIndex.open(second.url)), batches(index, voices))
+        assert server.counted() == Counter(["index.safetensors", *names(index)])
+        assert second.counted() == Counter(["index.safetensors", *names(voices)])
+        wait_for(lambda: not fetchers())
+        second.shutdown()
 
 
 def test_an_error_ahead_appears_where_the_shard_is_read(tiny_shards):

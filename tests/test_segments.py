@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import simplejpeg
 import soundfile
 
 from affekt.data.errors import SettingsError
@@ -95,6 +96,24 @@ def test_only_what_all_streams_share_is_cut(tmp_path):
     assert measure(Clip("a", film), Limits()) == pytest.approx((0.5, 12), abs=0.08)
     assert measure(Clip("a", film, tmp_path / "b.wav"), Limits()) == pytest.approx((0.5, 8), abs=0.08)
     assert measure(Clip("a", film, start=3.0, end=5.0), Limits()) == (3.0, 5.0)
+
+
+def test_a_folder_of_frames_is_cut_like_a_film(tmp_path):
+    """Large frames with a small face: each part is read a second time in full resolution."""
+    (tmp_path / "frames").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (600, 900, 3), np.uint8)
+    for number in range(10):
+        picture = np.roll(noise, 8 * number, axis=1)
+        (tmp_path / "frames" / f"{number}.jpg").write_bytes(simplejpeg.encode_jpeg(picture, quality=95))
+    soundfile.write(tmp_path / "b.wav", tone(2.0), 16_000)
+    alone, voiced = Clip("a", tmp_path / "frames"), Clip("b", tmp_path / "frames", tmp_path / "b.wav")
+    assert measure(alone, Limits(), 25) == (0, 10 / 25) and measure(voiced, Limits(), 25) == (0, 2)
+    parts = cut(voiced, 0, 2, 1.2, 25)
+    sizes = settings(max_duration=1.2, size=512)  # more than the half that frames of this size are read at first
+    pictures = np.concatenate([prepare_clip(part, sizes).frames for part in parts])
+    whole = prepare_clip(voiced, settings(max_duration=10, size=512)).frames
+    np.testing.assert_array_equal(pictures, whole)
+    assert len(parts) == 2 and len(whole) == 50 and whole[0].std() > 40  # five ticks for each frame
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import simplejpeg
 import soundfile
 from pydantic import Field, field_validator
 
-from affekt.data.manifest import Clip, clip_of_file
+from affekt.data.manifest import Clip, clip_of_file, frame_files
 from affekt.data.media.container import Limits, MediaError, is_still
 from affekt.data.media.face import Track, center_boxes, crop, face_tracks, find_detectors
 from affekt.data.media.lips import choose, lip_agreement
@@ -161,7 +161,11 @@ def _crop(clip: Clip, media: Media, boxes: np.ndarray, settings: PrepareSettings
     larger = min(FINE * settings.size / side, 1 / media.scale)  # than in the frames at hand
     pixels = (region[2] - region[0]) * (region[3] - region[1]) * width * height * larger**2
     frames, shown = read_region(
-        clip.video, media.begin, len(boxes), region, fps=settings.fps, limits=settings.limits, pixels=pixels
+        *(clip.video, media.begin, len(boxes), region),
+        fps=settings.fps,
+        limits=settings.limits,
+        pixels=pixels,
+        sound_seconds=media.info["source_duration"] if clip.audio else None,
     )
     factors = np.array([frames.shape[2] / (shown[2] - shown[0]), frames.shape[1] / (shown[3] - shown[1])])
     boxes = ((boxes / sides).reshape(-1, 2, 2) - shown[:2]) * factors
@@ -192,13 +196,15 @@ _detectors = cache(find_detectors)
 
 
 def _fingerprint(clip: Clip) -> str:
-    """sha256 of the file's bytes; of both digests where picture and sound come from two files."""
+    """sha256 of the file's bytes; of the digests where picture and sound come from two files, or from frames."""
     digests = [_sha256(str(path), path.stat().st_mtime_ns) for path in (clip.video, clip.audio) if path is not None]
     return digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 @cache
 def _sha256(path: str, _changed: int) -> bytes:
+    if Path(path).is_dir():
+        return hashlib.sha256(b"".join(_sha256(str(frame), 0) for frame in frame_files(path))).digest()
     with open(path, "rb") as file:  # many clips may be cut from one long file
         return hashlib.file_digest(file, "sha256").digest()
 

@@ -1,6 +1,9 @@
 """From decoded frames at their own times to upright RGB frames at a constant rate."""
 
 import math
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -47,6 +50,13 @@ class FramePicker:
         self._room = np.empty((0, 2, 2, 3), np.uint8)  # one array, not a list to stack: most of the memory is here
         self._size: tuple[int, int] | None = None
         self._matrix: tuple[int, int, int, int] | None = None
+
+    def take(self, frames: Iterable[tuple[float, Any]]) -> None:
+        """All of `frames` that matter."""
+        for time, frame in frames:
+            if not self.add(time, frame):
+                break
+        self.finish()
 
     def add(self, time: float, frame) -> bool:
         """Take the next frame; False when no later one can matter."""
@@ -147,7 +157,7 @@ class _Cutter:
         if kind != self._kind:  # the first one, or a stream that changes its size
             self._graph, self._kind = av.filter.Graph(), kind
             source = self._graph.add_buffer(
-                width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 90_000)
             )
             nodes = [source, self._graph.add("crop", f"{x1 - x0}:{y1 - y0}:{x0}:{y0}"), self._graph.add("buffersink")]
             self._graph.link_nodes(*nodes).configure()

@@ -5,18 +5,23 @@ import math
 
 import av
 
-from affekt.data.manifest import Clip
+from affekt.data.manifest import Clip, frame_files
 from affekt.data.media.container import Limits, begin_of, clock_of, length_of, open_media, picture_stream
 
 TOLD = ("mov", "matroska", "wav", "flac")  # containers whose header states the length; elsewhere it is an estimate
 
 
-def measure(clip: Clip, limits: Limits) -> tuple[float, float]:
+def measure(clip: Clip, limits: Limits, fps: int = 25) -> tuple[float, float]:
     """Seconds from which and to which all streams of `clip` last, within its own `start` and `end`.
 
-    Read from headers, and packet by packet (without decoding) where those only estimate. Raises MediaError.
+    Read from headers, and packet by packet (without decoding) where those only estimate. A folder of frames lasts as
+    long as its sound, or has `fps` of them a second. Raises MediaError.
     """
     begin, end = clip.start or 0.0, math.inf if clip.end is None else clip.end
+    if clip.video is not None and clip.video.is_dir():
+        if clip.audio is None:
+            return begin, min(end, len(frame_files(clip.video)) / fps)
+        clip = dataclasses.replace(clip, video=None)
     for path, wanted in ((clip.video, "picture" if clip.audio else "both"), (clip.audio, "sound")):
         if path is None:
             continue

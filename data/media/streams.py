@@ -24,6 +24,7 @@ from affekt.data.media.container import (
     open_media,
     picture_stream,
 )
+from affekt.data.media.frames import FrameFolder
 from affekt.data.media.picture import FramePicker, Region
 
 GAP = 0.05  # seconds between where a sound frame stands and where it should; below it is rounding of time stamps
@@ -68,7 +69,7 @@ def read_media(
     sample_rate: int = 16_000,
     limits: Limits | None = None,
 ) -> Media:
-    """Read `video` and its own sound, or that of `audio`, from `start` to `end` seconds of the file.
+    """Read `video`, a file or a folder of frames, and its own sound, or that of `audio`, from `start` to `end` seconds.
 
     Frames are those nearest in time to a constant `fps`, scaled down to `limits.pixels`; sound is mono at
     `sample_rate`. Where both streams exist only their common interval is kept. Flags: cut (longer than the limit),
@@ -82,7 +83,7 @@ def read_media(
     begin, stop = start or 0.0, math.inf if end is None else end
     info: dict[str, Any] = {}
     sound = None
-    if audio is not None or not is_still(video):
+    if audio is not None or not (is_still(video) or Path(video).is_dir()):
         # The limit counts from where both streams have begun, and the picture may begin late.
         late = _picture_begin(video, limits) if video is not None else 0.0
         reach = min(stop, max(begin, late) + limits.max_duration)
@@ -131,6 +132,8 @@ def to_mono(sound: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 def _picture_begin(path: str | Path, limits: Limits) -> float:
     """Seconds by which the picture begins after its container does, as far as the header tells."""
+    if Path(path).is_dir():
+        return 0.0
     with open_media(path, limits) as container:
         stream = picture_stream(container)
         return 0.0 if stream is None else begin_of(container, stream)
@@ -138,21 +141,27 @@ def _picture_begin(path: str | Path, limits: Limits) -> float:
 
 def _read_picture(path, begin, stop, sound: _Sound | None, fps, limits: Limits, info) -> FramePicker | None:
     """The frames shared with `sound`; None where the file has no picture."""
+    if Path(path).is_dir():
+        folder = FrameFolder(path, info.get("source_duration"), fps, limits)
+        info |= {"source_duration": round(folder.seconds, 3), "source_fps": round(folder.rate, 3)}
+        return _pick(folder, 1.0, folder.seconds, path, begin, stop, sound, fps, limits, info)
     with open_media(path, limits) as container:
         info["source_duration"] = round((container.duration or 0) / av.time_base, 3)
         stream = picture_stream(container)
         if stream is None:
             return None
         info["source_fps"] = round(float(stream.average_rate or 0), 3)
-        first = max(begin, sound.begin) if sound else begin
-        last = min(stop, sound.end) if sound else stop
         aspect = float(stream.sample_aspect_ratio or 1)
         announced = 1 / fps if is_still(path) else length_of(stream) or info["source_duration"] or math.inf
-        picker = FramePicker(first, last, fps, limits, aspect, announced)
-        for time, frame in decode_stream(container, stream, path, begin):
-            if not picker.add(time, frame):
-                break
-        picker.finish()
+        frames = decode_stream(container, stream, path, begin)
+        return _pick(frames, aspect, announced, path, begin, stop, sound, fps, limits, info)
+
+
+def _pick(frames, aspect, announced, path, begin, stop, sound: _Sound | None, fps, limits: Limits, info) -> FramePicker:
+    first = max(begin, sound.begin) if sound else begin
+    last = min(stop, sound.end) if sound else stop
+    picker = FramePicker(first, last, fps, limits, aspect, announced)
+    picker.take(frames)
     if not picker.count:
         where = f"sound, {picker.begin:.2f} to {picker.stop:.2f} s" if sound else f"picture after {picker.begin:.2f} s"
         raise MediaError("no_overlap" if sound else "empty", f"{path}: no frame within the {where}")
@@ -162,18 +171,28 @@ def _read_picture(path, begin, stop, sound: _Sound | None, fps, limits: Limits, 
 
 
 def read_region(
-    path: str | Path, begin: float, count: int, region: Region, *, fps: float, limits: Limits, pixels: float
+    path: str | Path,
+    begin: float,
+    count: int,
+    region: Region,
+    *,
+    fps: float,
+    limits: Limits,
+    pixels: float,
+    sound_seconds: float | None = None,
 ) -> tuple[np.ndarray, Region]:
     """The same `count` frames as `read_media` gave from `begin` on, of a `region` of the picture alone, at up to
-    `pixels`: uint8 (count, h, w, 3), and the region that they show. Raises MediaError."""
-    with open_media(path, limits) as container:
-        stream = picture_stream(container)
-        aspect = float(stream.sample_aspect_ratio or 1)
-        picker = FramePicker(begin, begin + count / fps, fps, limits, aspect, count / fps, pixels, region)
-        for time, frame in decode_stream(container, stream, path, begin):
-            if not picker.add(time, frame):
-                break
-        picker.finish()
+    `pixels`: uint8 (count, h, w, 3), and the region that they show. A folder of frames was spread over `sound_seconds`.
+    Raises MediaError."""
+    when = begin, begin + count / fps, fps
+    if Path(path).is_dir():
+        picker = FramePicker(*when, limits, 1.0, count / fps, pixels, region)
+        picker.take(FrameFolder(path, sound_seconds, fps, limits))
+    else:
+        with open_media(path, limits) as container:
+            stream = picture_stream(container)
+            picker = FramePicker(*when, limits, float(stream.sample_aspect_ratio or 1), count / fps, pixels, region)
+            picker.take(decode_stream(container, stream, path, begin))
     if picker.count != count:
         raise MediaError("damaged", f"{path}: {count} frames at first, {picker.count} when read again")
     return picker.frames, picker.region

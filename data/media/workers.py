@@ -304,7 +304,7 @@ def _raw(clip: Clip, settings: PrepareSettings) -> list[Result]:
 
 
 def _measured(clip: Clip, settings: PrepareSettings) -> list[Result]:
-    begin, end = measure(clip, settings.limits)
+    begin, end = measure(clip, settings.limits, settings.fps)
     return [({"begin": begin, "end": end}, {})]
 
 
