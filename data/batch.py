@@ -63,15 +63,20 @@ class Row(NamedTuple):
     key: int = 0
 
 
-def collate(rows: list[Row], window: Window, size: int, streams: str) -> Batch:
-    """Stack views; `size` is the side of the pictures in pixels."""
+def empty_pictures(count: int, window: Window, size: int) -> np.ndarray:
+    return np.empty((count, window.num_frames, size, size, 3), np.uint8)
+
+
+def collate(rows: list[Row], window: Window, size: int, streams: str, pictures: np.ndarray | None = None) -> Batch:
+    """Stack views; `size` is the side of the pictures in pixels. `pictures` is where they may have been decoded to."""
     count = len(rows)
     views = [row.view for row in rows]
     video = audio = None
     if streams != "audio":
-        video = np.empty((count, window.num_frames, size, size, 3), np.uint8)
+        video = empty_pictures(count, window, size) if pictures is None else pictures[:count]
         for target, view in zip(video, views):
-            target[...] = 0 if view.video is None else view.video
+            if view.video is None or view.video.ctypes.data != target.ctypes.data:
+                target[...] = 0 if view.video is None else view.video
     if streams != "video":
         audio = np.empty((count, window.audio_samples), np.float32)
         for target, view in zip(audio, views):

@@ -71,17 +71,25 @@ def _last_start(duration: float, window: Window) -> int:
     return max(0, int((duration - window.duration) * window.fps + 1e-6))
 
 
-def decode_window(index: ShardIndex, sample: Sample, window: Window, start: float, streams: str = "both") -> View:
+def decode_window(
+    index: ShardIndex,
+    sample: Sample,
+    window: Window,
+    start: float,
+    streams: str = "both",
+    into: np.ndarray | None = None,
+) -> View:
     """One window of a clip from `start` seconds; the sound begins at the time stamp of the first picture.
 
-    A clip that ends inside the window has its last picture repeated and its sound padded with zeros. Raises SampleError
-    (cause `checksum`, `read` or `decode`) when the clip is damaged.
+    `into` uint8 (T, size, size, 3) takes the pictures, which saves a copy. A clip that ends inside the window has its
+    last picture repeated and its sound padded with zeros. Raises SampleError (cause `checksum`, `read` or `decode`)
+    when the clip is damaged.
     """
     first = round(start * window.fps)
     video, audio, valid = None, None, 0
     if sample.has_video and streams != "audio":
         frames = np.minimum(first + np.arange(window.num_frames) * window.frame_stride, sample.frames - 1)
-        video = decode_frames(index, sample, frames)
+        video = decode_frames(index, sample, frames, into)
     if sample.has_audio and streams != "video":
         audio = np.zeros(window.audio_samples, np.float32)
         sound = decode_sound(index, sample, round(first / window.fps * window.sample_rate), window.audio_samples)
@@ -90,19 +98,21 @@ def decode_window(index: ShardIndex, sample: Sample, window: Window, start: floa
     return View(video, audio, valid)
 
 
-def decode_frames(index: ShardIndex, sample: Sample, frames: np.ndarray) -> np.ndarray:
-    """The pictures with these ascending numbers (repeats allowed): uint8 (T, size, size, 3), RGB."""
+def decode_frames(index: ShardIndex, sample: Sample, frames: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
+    """The pictures with these ascending numbers, of which the last may be repeated: uint8 (T, size, size, 3), RGB."""
     size = index.header["size"]
     member = "mjpeg" if "mjpeg" in sample.members else "mp4"
     content = index.read(sample, member)
-    wanted, places = np.unique(frames, return_inverse=True)
+    pictures = np.empty((len(frames), size, size, 3), np.uint8) if into is None else into
+    last = np.flatnonzero(frames == frames[-1])[0] + 1  # the last picture may stand again and again
     try:
-        pictures = (_from_mjpeg if member == "mjpeg" else _from_mp4)(content, sample, wanted, size)
+        (_from_mjpeg if member == "mjpeg" else _from_mp4)(content, sample, frames[:last], size, pictures)
     except SampleError:
         raise
     except Exception as error:  # decoders raise classes of their own; whatever they say, the clip is at fault
         raise _undecodable(index, sample, member, error) from error
-    return pictures if len(wanted) == len(frames) else pictures[places]
+    pictures[last:] = pictures[last - 1]
+    return pictures
 
 
 def decode_sound(index: ShardIndex, sample: Sample, start: int, count: int) -> np.ndarray:
@@ -120,26 +130,23 @@ def decode_sound(index: ShardIndex, sample: Sample, start: int, count: int) -> n
     return sound
 
 
-def _from_mjpeg(content: bytes, sample: Sample, frames: np.ndarray, size: int) -> np.ndarray:
-    ends = np.cumsum(sample.frame_sizes)
-    pictures = np.empty((len(frames), size, size, 3), np.uint8)
+def _from_mjpeg(content: bytes, sample: Sample, frames: np.ndarray, size: int, pictures: np.ndarray) -> None:
+    ends = np.cumsum(sample.frame_sizes).tolist()
     view = memoryview(content)
-    for picture, frame in zip(pictures, frames):
+    for picture, frame in zip(pictures, frames.tolist()):
         jpeg = view[ends[frame] - sample.frame_sizes[frame] : ends[frame]]
         height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
         if (height, width) != (size, size):
             raise ValueError(f"frame {frame} is {width}x{height}, the index says {size}x{size}")
         simplejpeg.decode_jpeg(jpeg, "RGB", buffer=picture)
-    return pictures
 
 
-def _from_mp4(content: bytes, sample: Sample, frames: np.ndarray, size: int) -> np.ndarray:
+def _from_mp4(content: bytes, sample: Sample, frames: np.ndarray, size: int, pictures: np.ndarray) -> None:
     import decord  # only here: the usual shards hold JPEG pictures, and loading it takes a moment
 
     reader = decord.VideoReader(io.BytesIO(content), num_threads=1)
     if len(reader) != sample.frames:
         raise ValueError(f"{len(reader)} frames, the index says {sample.frames}")
-    pictures = np.empty((len(frames), size, size, 3), np.uint8)
     for picture, frame in zip(pictures, frames.tolist()):
         # One by one, because `get_batch` fails at widths such as 96: decord pads rows to 64 pixels and, where that
         # comes out even, takes the padding for more channels.
@@ -147,7 +154,6 @@ def _from_mp4(content: bytes, sample: Sample, frames: np.ndarray, size: int) -> 
         if rows.shape[:2] != (size, size):
             raise ValueError(f"frame {frame} is {rows.shape[1]}x{rows.shape[0]}, the index says {size}x{size}")
         picture[...] = rows.reshape(size, -1)[:, : 3 * size].reshape(size, size, 3)
-    return pictures
 
 
 def _undecodable(index: ShardIndex, sample: Sample, member: str, error: Any) -> SampleError:

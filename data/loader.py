@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from affekt.data.accounting import worst
 from affekt.data.augment import Augment
-from affekt.data.batch import WHOLE_PICTURE, Batch, Row, Streams, collate
+from affekt.data.batch import WHOLE_PICTURE, Batch, Row, Streams, collate, empty_pictures
 from affekt.data.decode import View, Window, decode_window, random_start, window_starts
 from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.handover import POSSIBLE, Blocks, Sent
@@ -160,11 +161,15 @@ class _TrainBatches(Dataset):
     def __getitem__(self, step: int) -> Batch | AffektError:
         epoch, slots = self.plan.slots(step, self.rank, self.world_size)
         skipped: list[tuple[str, str]] = []
+        pictures, places = None, [None] * len(slots)
+        if self.streams != "audio":
+            pictures = empty_pictures(len(slots) * self.repeats, self.window, self.size)
+            places = pictures[:: self.repeats]
         try:
-            clips = [self._decode(epoch, slot, skipped) for slot in slots]
+            clips = [self._decode(epoch, slot, skipped, into) for slot, into in zip(slots, places, strict=True)]
         except AffektError as error:
             return error
-        batch = self._collate([self._row(clip, repeat) for clip in clips for repeat in range(self.repeats)])
+        batch = self._collate([self._row(clip, repeat) for clip in clips for repeat in range(self.repeats)], pictures)
         batch.clip = torch.tensor([clip.number for clip in clips]).repeat_interleave(self.repeats)
         batch.epoch, batch.skipped = epoch, skipped
         return batch
@@ -182,13 +187,14 @@ class _TrainBatches(Dataset):
     def indices(self) -> list[ShardIndex]:
         return [corpus.index for corpus in self.corpora]
 
-    def _collate(self, rows: list[Row]) -> Batch:
-        batch = collate(rows, self.window, self.size, self.streams)
+    def _collate(self, rows: list[Row], pictures: np.ndarray | None = None) -> Batch:
+        batch = collate(rows, self.window, self.size, self.streams, pictures)
         batch.repeats = self.repeats
         return batch
 
-    def _decode(self, epoch: int, slot: int, skipped: list[tuple[str, str]]) -> _Decoded:
-        """The clip planned for a slot or, each in turn, what may take its place. Those passed over go to `skipped`."""
+    def _decode(self, epoch: int, slot: int, skipped: list[tuple[str, str]], into: np.ndarray | None) -> _Decoded:
+        """The clip planned for a slot or, each in turn, what may take its place. Those passed over go to `skipped`;
+        pictures are decoded into their place in the batch."""
         tried = Counter()
         for number, turn, position in self.plan.candidates(epoch, slot):
             corpus = self.corpora[number]
@@ -196,7 +202,7 @@ class _TrainBatches(Dataset):
             name = corpus.name_of(sample.id)
             start = random_start(sample.duration, self.window, uniform(1, self.plan.seed, turn, name, "window")[0])
             try:
-                view = decode_window(corpus.index, sample, self.window, start, self.streams)
+                view = decode_window(corpus.index, sample, self.window, start, self.streams, into)
                 return _Decoded(name, self.first[number] + position, turn, view)
             except SampleError as error:
                 skipped.append((name, f"{error.cause}: {error}"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from webdataset import TarWriter
+from xxhash import xxh3_128_hexdigest
 
 from affekt import __version__
 from affekt.data.errors import DataError
@@ -141,7 +142,7 @@ def _write_sample(writer: TarWriter, record: dict[str, Any], members: dict[str, 
     except (TypeError, ValueError) as error:
         raise DataError(f"clip {record['id']}: the record cannot be written as JSON: {error}") from None
     writer.write({"__key__": record["id"], **members})
-    digests = {member: hashlib.sha256(content).hexdigest() for member, content in members.items()}
+    digests = {member: xxh3_128_hexdigest(content) for member, content in members.items()}
     return {**kept, "members": digests}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_128_hexdigest
 
 from affekt.data.errors import DataError
 from affekt.data.remote import RemoteFolder, locate
@@ -79,7 +80,7 @@ class ShardIndex:
             raise self._error(sample, member, error.strerror) from None
         if len(content) != size:
             raise self._error(sample, member, f"the shard ends {size - len(content)} bytes too early")
-        if hashlib.sha256(content).hexdigest() != digest:
+        if xxh3_128_hexdigest(content) != digest:
             if isinstance(self.root, RemoteFolder):  # checked when it came, so it was damaged here: fetch it again
                 os.close(self._open.pop(sample.shard))
                 self.root.drop(self.header["shards"][sample.shard])

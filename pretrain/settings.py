@@ -38,7 +38,7 @@ class DataSettings(Settings):
         "speaker", description="no group of a held-out clip may be seen; null checks the clips alone"
     )
     epoch_clips: int | None = Field(
-        None, ge=1, description="clips of an epoch, which goes on where the last one ended; null: each clip once"
+        None, ge=1, description="clips of an epoch, each going on where the last one ended; null: as many as there are"
     )
     repeats: int = Field(
         1, ge=1, description="views in a batch of each decoded clip, of one window, crop and gain and mask of their own"
