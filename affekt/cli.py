@@ -156,7 +156,7 @@ def prepare(
     size: Annotated[int | None, typer.Option(help="Side of the face crop in pixels; default 160.")] = None,
     face: Annotated[str | None, typer.Option(help="haar (default), center, or package.module:callable.")] = None,
     face_fallback: Annotated[
-        str | None, typer.Option(help="For clips without a face: quarantine (default) or center.")
+        str | None, typer.Option(help="For clips without a face: sound (alone, default), quarantine or center.")
     ] = None,
     picture: Annotated[str | None, typer.Option(help="Stored as mjpeg (default, fast) or mp4 (small).")] = None,
     where: Annotated[
@@ -179,7 +179,10 @@ def prepare(
         summary = make_shards(source, out, settings, workers, report, overwrite, _conditions(where or []))
     causes = ", ".join(f"{count} {cause}" for cause, count in summary["quarantined"].items())
     left_out = f"; left out: {causes}, each listed in {out / 'quarantine.jsonl'}" if causes else ""
-    text = f"{summary['prepared']} of {summary['clips']} clips are in {out}, shards: {summary['shards']}{left_out}"
+    parts = f", cut from {summary['sources']} sources," if summary["clips"] != summary["sources"] else ""
+    text = (
+        f"{summary['prepared']} of {summary['clips']} clips{parts} are in {out}, shards: {summary['shards']}{left_out}"
+    )
     _answer(as_json, summary, text)
 
 

@@ -41,8 +41,8 @@ class Model:
         batch on the model's device.
 
         A file is read, face-cropped and resampled as the training clips were, in a process of its own that is ended at
-        a deadline. Raises MediaError where it cannot be read or shows no face, DataError where it holds no stream that
-        the encoder knows, SettingsError for less than one window.
+        a deadline. Raises MediaError where it cannot be read, or shows no face and `face_fallback` keeps nothing of
+        it, DataError where it holds no stream that the encoder knows, SettingsError for less than one window.
         """
         if windows < 1:
             raise SettingsError(f"windows is {windows}; at least 1 is needed")

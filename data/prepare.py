@@ -1,8 +1,9 @@
 """`affekt prepare`: a source of clips into a folder of shards with an index, a quarantine list and a summary.
 
-The source is taken in blocks of `clips_per_shard` clips; the usable clips of a block make one shard. A block is done
-when its note is on the disk, written after its shard; an interrupted run goes on with the first block without a note.
-Outcomes are taken in the order of the source, so the shards do not depend on the number of processes.
+Clips that are too long become equal parts, each a clip of its own, so that no source holds up others or fills the
+memory. The clips are then taken in blocks of `clips_per_shard`; the usable ones of a block make one shard. A block is
+done when its note is on the disk, written after its shard; an interrupted run goes on with the first block without a
+note. Outcomes are taken in the order of the source, so the shards do not depend on the number of processes.
 """
 
 import contextlib
@@ -17,8 +18,10 @@ from affekt.data.errors import DataError, SettingsError
 from affekt.data.machine import available_cores
 from affekt.data.manifest import Clip, describe, list_media, read_source
 from affekt.data.media.clip import PreparedClip, PrepareSettings, encode_clip, prepare_clip
+from affekt.data.media.container import is_still
 from affekt.data.media.face import find_detectors
-from affekt.data.media.workers import Failure, Result, prepare_clip_safely, run_clips
+from affekt.data.media.segments import cut
+from affekt.data.media.workers import Failure, MediaPool, Result, prepare_clip_safely
 from affekt.data.prepare_folder import PrepareFolder
 from affekt.data.shard_writer import ShardWriter
 
@@ -51,19 +54,25 @@ def prepare(
     with PrepareFolder(out, kept_settings, describe(clips, base), overwrite) as folder:
         report = progress or (lambda done, total: None)
         if folder.complete:
-            report(len(clips), len(clips))
-            return folder.read_summary()
-        blocks = [clips[at : at + settings.clips_per_shard] for at in range(0, len(clips), settings.clips_per_shard)]
+            summary = folder.read_summary()
+            report(summary["clips"], summary["clips"])
+            return summary
         started, resumed = time.monotonic(), len(folder.notes)
-        _prepare_blocks(folder, blocks, settings, workers or available_cores(), report)
+        with contextlib.closing(MediaPool(settings, workers or available_cores())) as pool:
+            parts = _cut_long(folder, clips, settings, pool)
+            blocks = [
+                parts[at : at + settings.clips_per_shard] for at in range(0, len(parts), settings.clips_per_shard)
+            ]
+            _prepare_blocks(folder, blocks, pool, report)
         notes = folder.notes
         new = sum(len(block) for block in blocks[resumed:])
         others = list_media(source)[1] if Path(source).is_dir() else 0
-        summary = _summary(notes, len(clips), others, new, time.monotonic() - started)
+        counts = {"sources": len(clips), "clips": len(parts)}
+        summary = counts | _summary(notes, others, new, time.monotonic() - started)
         folder.write_results([row for note in notes for row in note["quarantine"]], summary)
         if not summary["prepared"]:
             causes = ", ".join(f"{count} {cause}" for cause, count in summary["quarantined"].items())
-            raise DataError(f"{folder.path}: none of {len(clips)} clips can be used ({causes}); see quarantine.jsonl")
+            raise DataError(f"{folder.path}: none of {len(parts)} clips can be used ({causes}); see quarantine.jsonl")
         header = {key: kept_settings[key] for key in ("size", "fps", "sample_rate", "picture")}
         ShardWriter(folder.path).finish(header | {"prepare": kept_settings})
         folder.remove_notes()
@@ -79,12 +88,29 @@ def matching(clips: list[Clip], where: dict[str, list[str]], source: str | Path)
     return found
 
 
+def _cut_long(folder: PrepareFolder, clips: list[Clip], settings: PrepareSettings, pool: MediaPool) -> list[Clip]:
+    """Every clip, or its parts. How long clips are is kept in the folder, so that a resumed run need not look again."""
+    if settings.long_clips == "cut":
+        return clips
+    longest, lengths = settings.max_duration, folder.lengths
+    if lengths is None:
+        lengths = {}
+        unsure = [c for c in clips if not is_still(c.video) and not (c.end and c.end - (c.start or 0) <= longest)]
+        for clip, outcome in zip(unsure, pool.run(unsure, "measure"), strict=True):
+            if isinstance(outcome, Failure):
+                continue  # its preparation will fail too, and say why
+            ((span, _),) = outcome
+            if len(cut(clip, span["begin"], span["end"], longest, settings.fps)) > 1:
+                lengths[clip.id] = [span["begin"], span["end"]]
+        folder.keep_lengths(lengths)
+    parts = []
+    for clip in clips:
+        parts += cut(clip, *lengths[clip.id], longest, settings.fps) if clip.id in lengths else [clip]
+    return parts
+
+
 def _prepare_blocks(
-    folder: PrepareFolder,
-    blocks: list[list[Clip]],
-    settings: PrepareSettings,
-    workers: int,
-    report: Callable[[int, int], None],
+    folder: PrepareFolder, blocks: list[list[Clip]], pool: MediaPool, report: Callable[[int, int], None]
 ) -> None:
     """Write the shards and notes of all blocks that have none yet."""
     total = sum(len(block) for block in blocks)
@@ -92,25 +118,24 @@ def _prepare_blocks(
     done = total - sum(len(block) for block in open_blocks)
     report(done, total)
     writer = ShardWriter(folder.path)
-    outcomes = run_clips([clip for block in open_blocks for clip in block], settings, workers)
-    with contextlib.closing(outcomes):
-        for block in open_blocks:
-            results: list[Result] = []
-            note: dict[str, Any] = {"clips": len(block), "shard": None, "quarantine": [], "kept": []}
-            for clip in block:
-                outcome = next(outcomes)
-                if isinstance(outcome, Failure):
-                    note["quarantine"].append(_quarantined(clip, outcome))
-                else:
-                    results.append(outcome)
-                    note["kept"].append(_facts(outcome[0]))
-                done += 1
-                if done < total:
-                    report(done, total)
-            if results:
-                note["shard"] = folder.next_shard
-                writer.write_shard(folder.next_shard, results)
-            folder.add_note(note)
+    outcomes = pool.run([clip for block in open_blocks for clip in block])
+    for block in open_blocks:
+        results: list[Result] = []
+        note: dict[str, Any] = {"clips": len(block), "shard": None, "quarantine": [], "kept": []}
+        for clip in block:
+            outcome = next(outcomes)
+            if isinstance(outcome, Failure):
+                note["quarantine"].append(_quarantined(clip, outcome))
+            else:
+                results += outcome
+                note["kept"] += [_facts(record) for record, _ in outcome]
+            done += 1
+            if done < total:
+                report(done, total)
+        if results:
+            note["shard"] = folder.next_shard
+            writer.write_shard(folder.next_shard, results)
+        folder.add_note(note)
     report(total, total)
 
 
@@ -124,8 +149,9 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
     return facts | {"offset": record["source"].get("offset")}
 
 
-def _summary(notes: list[dict[str, Any]], total: int, others: int, new: int, seconds: float) -> dict[str, Any]:
-    """Counts over all blocks; the speed is that of the clips of this run."""
+def _summary(notes: list[dict[str, Any]], others: int, new: int, seconds: float) -> dict[str, Any]:
+    """Counts over all blocks; the speed is that of the clips of this run. `prepared` and what is quarantined are all
+    clips together; `other_people` have come out of clips beside their main person."""
     kept = [facts for note in notes for facts in note["kept"]]
     causes = Counter(row["cause"] for note in notes for row in note["quarantine"])
     durations = sorted(facts["duration"] for facts in kept)
@@ -134,8 +160,8 @@ def _summary(notes: list[dict[str, Any]], total: int, others: int, new: int, sec
     flags = Counter(flag for facts in kept for flag in facts["flags"])
     share = len(kept) or 1
     return {
-        "clips": total,
-        "prepared": len(kept),
+        "prepared": len(kept) - flags["other_person"],
+        "other_people": flags["other_person"],
         "quarantined": dict(sorted(causes.items())),
         "flags": dict(sorted(flags.items())),
         "shards": sum(note["shard"] is not None for note in notes),

@@ -17,6 +17,7 @@ from affekt.data.shard_writer import read_sidecar
 from affekt.data.shards import INDEX_NAME, ShardIndex
 
 SETTINGS, QUARANTINE, SUMMARY, NOTES = "settings.yaml", "quarantine.jsonl", "summary.json", "unfinished"
+LENGTHS = "lengths.json"
 
 
 class PrepareFolder:
@@ -62,6 +63,18 @@ class PrepareFolder:
         (self.path / NOTES).mkdir(exist_ok=True)
         write_text(self.path / NOTES / f"{len(self.notes):06d}.json", json.dumps(note))
         self.notes.append(note)
+
+    @property
+    def lengths(self) -> dict[str, list[float]] | None:
+        """Begin and end in seconds of the clips that are to be cut, by id; None where they are not known yet."""
+        try:
+            return json.loads((self.path / NOTES / LENGTHS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def keep_lengths(self, lengths: dict[str, list[float]]) -> None:
+        (self.path / NOTES).mkdir(exist_ok=True)
+        write_text(self.path / NOTES / LENGTHS, json.dumps(lengths))
 
     def write_results(self, quarantine: list[dict[str, Any]], summary: dict[str, Any]) -> None:
         rows = "".join(json.dumps(row) + "\n" for row in quarantine)  # ASCII: names of files may hold anything

@@ -20,6 +20,7 @@ from affekt.data.shards import INDEX_NAME, ShardIndex
 # A dot ends the clip's name for webdataset, a slash makes folders of it, control characters fool terminals.
 BAD_ID = re.compile(r"[./\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 RECORD_KEYS = ("frames", "samples", "duration", "flags", "source_sha256", "frame_sizes", "meta")
+ORIGIN_KEYS = ("start", "end")  # seconds of the source's file; stand in `<id>.json` where the record has them
 
 
 class ShardWriter:
@@ -33,8 +34,8 @@ class ShardWriter:
         """Write shard `number` and its sidecar; both exist in full when this returns.
 
         A sample is a record (keys `id` and RECORD_KEYS) with its members `mjpeg` or `mp4`, and `flac`; `<id>.json`,
-        the record itself, is added. Whatever goes wrong leaves no partial file and earlier shards as they are; an
-        unusable record and an I/O error such as a full disk raise DataError.
+        the record with ORIGIN_KEYS, is added. Whatever goes wrong leaves no partial file and earlier shards as they
+        are; an unusable record and an I/O error such as a full disk raise DataError.
         """
         shard, sidecar = shard_path(self.folder, number), sidecar_path(self.folder, number)
         sidecar.unlink(missing_ok=True)
@@ -135,8 +136,9 @@ def _write_sample(writer: TarWriter, record: dict[str, Any], members: dict[str, 
     """Write one sample; the row it gets in the index, without offsets and shard."""
     check_record(record, members)
     kept = {"id": record["id"], **{key: record[key] for key in RECORD_KEYS}}
+    origin = {key: record[key] for key in ORIGIN_KEYS if key in record}
     try:
-        members = {**members, "json": _line(kept)}
+        members = {**members, "json": _line(kept | origin)}
     except (TypeError, ValueError) as error:
         raise DataError(f"clip {record['id']}: the record cannot be written as JSON: {error}") from None
     writer.write({"__key__": record["id"], **members})

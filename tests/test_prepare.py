@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import random
 import sys
 import time
 from fractions import Fraction
@@ -221,10 +220,25 @@ def test_bad_files_are_quarantined_with_their_cause(films, tmp_path):
     assert "text.mp4" in rows["text"]["message"]
     assert summary["quarantined"] == {"empty": 1, "too_short": 1, "unreadable": 2}
     assert summary["prepared"] == 2 and summary["flags"]["no_face"] == 2 and summary["face_rate"] == 0
+    strict = settings(face="haar", face_fallback="quarantine")
     with pytest.raises(DataError, match=r"none of 6 clips can be used.*2 no_face") as error:
-        prepare(tmp_path / "m.csv", tmp_path / "out2", settings(face="haar"), workers=1)
+        prepare(tmp_path / "m.csv", tmp_path / "out2", strict, workers=1)
     assert error.value.exit_code == 2
     assert "face_fallback=center" in next(r for r in quarantine(tmp_path / "out2") if r["id"] == "good")["message"]
+
+
+def test_a_missing_face_does_not_cost_the_sound(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    write_film(source / "both.mp4")
+    write_film(source / "mute.mp4", sound=False)
+    summary = prepare(source, tmp_path / "out", PrepareSettings(size=32), workers=1)
+    (sample,) = ShardIndex.open(tmp_path / "out").samples
+    assert sample.id == "both" and sample.flags == ("no_face",) and sample.samples == 0.6 * 16_000
+    assert set(sample.members) == {"flac", "json"} and sample.duration == 0.6
+    assert summary["quarantined"] == {"no_face": 1}
+    (row,) = quarantine(tmp_path / "out")
+    assert row["id"] == "mute" and "a face in 0% of the frames" in row["message"]
 
 
 def test_what_is_wrong_with_the_source_is_told_before_anything_is_written(tmp_path):
@@ -298,32 +312,3 @@ def test_processes_that_cannot_start_are_an_error_and_no_endless_loop(films, tmp
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(DataError, match="do not start"):
         prepare(films, tmp_path / "out", settings(), workers=2)
-
-
-REFUSALS = {"unreadable", "damaged", "truncated", "empty", "error", "too_short", "too_long", "no_stream", "no_overlap"}
-REFUSALS |= {"too_many_pixels", "bad_rate", "memory"}
-
-
-def test_mutated_files_are_all_accounted_for(films, tmp_path):
-    seed = int(os.environ.get("AFFEKT_TEST_SEED", random.SystemRandom().randrange(10**6)))
-    print(f"AFFEKT_TEST_SEED={seed}")
-    rng = random.Random(seed)
-    source = tmp_path / "source"
-    source.mkdir()
-    for number in range(40):
-        raw = bytearray((films / f"film{number % 10}.mp4").read_bytes())
-        at = rng.randrange(len(raw))
-        kind = number % 4
-        if kind == 0:
-            raw[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            raw[at : at + 64] = rng.randbytes(64)
-        elif kind == 2:
-            raw[at : at + 200] = bytes(200)
-        else:
-            del raw[at:]
-        (source / f"m{number}.mp4").write_bytes(raw)
-    summary = prepare(source, tmp_path / "out", settings(timeout_s=20), workers=2)
-    assert summary["prepared"] + sum(summary["quarantined"].values()) == 40
-    assert summary["prepared"] == len(ShardIndex.open(tmp_path / "out").samples)
-    assert summary["quarantined"] and set(summary["quarantined"]) <= REFUSALS

@@ -29,7 +29,8 @@ DEFINITIONS = {
     "silent": f"no tenth of a second reaches {look.SILENT_DB:.0f} dB of full scale",
     "clipped": f"over {look.CLIPPED_SHARE:.1%} of the samples lie in runs of {look.CLIPPED_RUN} or more at "
     f"{look.FULL_SCALE:.0%} of full scale or above",
-    "faceless": "the picture was kept although no face was found (`face_fallback=center`; flag `no_face`)",
+    "faceless": "no face was found (flag `no_face`): the sound stands alone, or the centre of the picture in its place "
+    "(`face_fallback`)",
     "same_source": "made from the same file; parts of one long recording are such too",
     "same_picture": "the stored pictures are the same bytes",
     "same_sound": "the stored sounds are the same bytes; silent ones are left out",
@@ -223,8 +224,8 @@ def _sound(samples: Sequence[Sample], looks: Sequence[Look]) -> dict[str, Any]:
 
 
 def _faces(samples: Sequence[Sample]) -> dict[str, Any]:
-    shown = [sample for sample in samples if sample.has_video]
-    without = [sample.id for sample in shown if "no_face" in sample.flags]
+    without = [sample.id for sample in samples if "no_face" in sample.flags]
+    shown = [sample for sample in samples if sample.has_video or "no_face" in sample.flags]
     share = round(len(without) / len(shown), 4) if shown else None
     return {"with_picture": len(shown), "faceless": len(without), "share": share, "ids": without[:LISTED]}
 

@@ -22,9 +22,11 @@ FORMATS = (
     *("wav", "w64", "flac", "mp3", "aac", "aiff", "amr", "au", "caf"),
 )
 STILLS = ("jpeg_pipe", "png_pipe", "bmp_pipe", "webp_pipe", "tiff_pipe")
-INDEXED = ("mov", "matroska", "wav", "flac")  # where seeking is exact enough to begin a cut
+# Where time stamps are as good after a seek as in a straight reading; in bare mp3, aac and amr they are estimates then.
+SEEKABLE = ("mov", "matroska", "wav", "flac", "avi", "mpegts", "flv", "asf")
 RATES = (4_000, 384_000)  # a header of 1 Hz would turn seconds into gigabytes
 MAX_STREAMS = 32
+SEEK_AFTER = 5.0  # seconds; before, reading from the beginning is as quick
 PREROLL = 1.0  # seconds decoded before a cut, so that predictive codecs have settled
 
 av.logging.set_level(None)  # FFmpeg's own lines name no clip; what matters comes back as MediaError
@@ -46,6 +48,7 @@ class Limits:
     max_source_duration: float = 6 * 3600.0  # longer files are refused before decoding
     max_pixels: int = 4096 * 2304
     frame_bytes: int = 768 * 2**20  # frames are scaled down as they are read so that a clip stays below this
+    pixels: int = 854 * 480  # and to this size or a little below, which is enough to find faces in
 
 
 def is_still(path: str | Path | None) -> bool:
@@ -61,10 +64,11 @@ def open_media(path: str | Path, limits: Limits):
         raise MediaError("empty", f"{path}: the file has 0 bytes")
     still = is_still(path)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(STILLS if still else FORMATS)}
+    vast = {"max_pixels": str(limits.max_pixels)}  # FFmpeg decodes the first pictures as it opens a file
     # A still is handed over as a nameless stream: by name FFmpeg would take `img%03d.png` for a sequence of files.
     source = _Nameless(path.open("rb")) if still else f"file:{path.resolve()}"
     try:
-        container = av.open(source, container_options=options, metadata_errors="replace")
+        container = av.open(source, options=vast, container_options=options, metadata_errors="replace")
     except (av.FFmpegError, ValueError, UnicodeError, IndexError) as error:
         raise MediaError("unreadable", f"{path}: not a media file of a known container ({_short(error)})") from None
     try:
@@ -72,6 +76,9 @@ def open_media(path: str | Path, limits: Limits):
     except MediaError:
         container.close()
         raise
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.codec_context.options = vast
     return container
 
 
@@ -93,11 +100,17 @@ def _check(container, path: Path, limits: Limits) -> None:
         if context is not None and context.width * context.height > limits.max_pixels:
             size = f"{context.width} x {context.height}"
             raise MediaError("too_many_pixels", f"{path}: frames of {size}, the limit is {limits.max_pixels} pixels")
+        if context is not None and is_still(path) and not context.width:
+            raise MediaError("too_many_pixels", f"{path}: no picture, or one of more than {limits.max_pixels} pixels")
     for stream in container.streams.audio:
         context = stream.codec_context
-        if context is not None and not RATES[0] <= context.sample_rate <= RATES[1]:
-            rate = f"{context.sample_rate} Hz, known are {RATES[0]} to {RATES[1]} Hz"
-            raise MediaError("bad_rate", f"{path}: sound of {rate}")
+        if context is not None and context.sample_rate:  # 0 where the header does not tell; its frames will
+            check_rate(context.sample_rate, path)
+
+
+def check_rate(rate: int, path: str | Path) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise MediaError("bad_rate", f"{path}: sound of {rate} Hz, known are {RATES[0]} to {RATES[1]} Hz")
 
 
 def picture_stream(container):
@@ -115,10 +128,11 @@ def begin_of(container, stream) -> float:
     """Seconds by which a stream begins after its container, as far as the header tells."""
     if stream.start_time is None:
         return 0.0
-    return max(float(stream.start_time * stream.time_base) - _clock(container), 0.0)
+    return max(float(stream.start_time * stream.time_base) - clock_of(container), 0.0)
 
 
-def _clock(container) -> float:
+def clock_of(container) -> float:
+    """Where the container's own clock stands at its beginning, in seconds."""
     return 0.0 if container.start_time is None else container.start_time / av.time_base
 
 
@@ -127,10 +141,26 @@ def decode_stream(container, stream, path: str | Path, start: float = 0.0) -> It
 
     Raises MediaError where packets or frames are damaged, or end long before what the header announces.
     """
-    clock = _clock(container)
+    if stream.codec_context is None:
+        raise MediaError("no_decoder", f"{path}: the {stream.type} is in a format that is not known here")
     stream.codec_context.thread_count = 1  # parallel over clips, not within one
-    if start > 5 and container.format.name.startswith(INDEXED):
-        container.seek(int((start - PREROLL + clock) * av.time_base), backward=True)
+    if start > SEEK_AFTER and container.format.name.startswith(SEEKABLE):
+        container.seek(int((start - PREROLL + clock_of(container)) * av.time_base), backward=True)
+        frames = _decode(container, stream, path)
+        try:
+            first = next(frames, None)
+        except MediaError:
+            first = None
+        if first is not None and first[0] <= start:
+            yield first
+            yield from frames
+            return
+        container.seek(0, backward=True)  # it came out too late, so read all that comes before
+    yield from _decode(container, stream, path)
+
+
+def _decode(container, stream, path: str | Path) -> Iterator[tuple[float, Any]]:
+    clock = clock_of(container)
     last, lasts = -math.inf, 0.0
     try:
         for packet in container.demux(stream):

@@ -1,4 +1,4 @@
-"""Where the face is: detection on a few frames, the one track worth keeping, a smooth box, square crops.
+"""Where faces are: detection on a few frames, tracks, a smooth box for each, square crops.
 
 The same code runs when shards are prepared and when a trained model meets a new video.
 """
@@ -19,12 +19,16 @@ from affekt.data.errors import SettingsError
 cv2.setNumThreads(1)  # parallel over clips, not within one; also keeps results apart from the number of cores
 
 Detector = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) RGB -> (N, 4 or more): x0, y0, x1, y1 in pixels
+Linked = tuple[np.ndarray, np.ndarray]  # frame numbers (N,) and boxes (N, 4) of one face
 
 DETECTIONS_PER_SECOND = 3
 # What the cascades try one after the other until a face is found in most frames: width of the gray picture, share of it
 # added at each side. Small is fast and enough for a talking head, the rim helps where the frame cuts the head, wide
 # shots need the larger ones. (alt2 gives fewer false faces, default finds more turned ones.)
 LEVELS = (("alt2", 120, 0.0), ("alt2", 120, 0.15), ("default", 120, 0.15), ("alt2", 320, 0.0), ("alt2", 640, 0.0))
+# Pixels of the smallest box looked for in that picture, and of the largest box below which a picture of twice the width
+# is looked at too: its boxes are sharper, and faces of half the size beside it are found.
+SMALLEST, COARSE = 20, 50
 ENOUGH = 0.6  # share of looks with a face at which no further level is tried
 SAME_FACE = 0.3  # least overlap (intersection over union) of two neighbouring detections of a face
 # Side of the crop in widths of the cascade's box, and how far below its centre the crop's centre lies. The box ends
@@ -36,10 +40,14 @@ SMOOTH_CENTRE, SMOOTH_SIZE = 0.6, 1.5  # seconds (standard deviation): follows a
 @dataclasses.dataclass(frozen=True)
 class Track:
     """`boxes` float32 (T, 4) x0, y0, x1, y1 of the square crop of each frame; `rate` is the share of looked-at frames
-    in which the face was found."""
+    in which the face was found, `area` the mean of the face's over those. The face is there in the frames from `first`
+    to before `stop`, half the time between two looks more or less; elsewhere the box stands still."""
 
     boxes: np.ndarray
     rate: float
+    area: float
+    first: int
+    stop: int
 
 
 def find_detectors(name: str) -> tuple[Detector, ...]:
@@ -63,12 +71,21 @@ def find_detectors(name: str) -> tuple[Detector, ...]:
 def haar(frame: np.ndarray, cascade: str = "alt2", width: int = 160, rim: float = 0.0) -> np.ndarray:
     """Boxes (N, 4) in pixels of frame (H, W, 3) uint8 RGB by one of OpenCV's frontal face cascades."""
     gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    boxes = _detect(gray, cascade, width, rim)
+    scale = width / gray.shape[1]
+    if len(boxes) and scale < 1 and scale * (boxes[:, 2] - boxes[:, 0]).max() < COARSE:
+        finer = _detect(gray, cascade, 2 * width, rim)
+        boxes = finer if len(finer) >= len(boxes) else boxes
+    return boxes
+
+
+def _detect(gray: np.ndarray, cascade: str, width: int, rim: float) -> np.ndarray:
     scale = min(1.0, width / gray.shape[1])
     if scale < 1:
         gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     edge = round(rim * gray.shape[1])
     gray = np.pad(gray, edge, mode="edge")
-    x, y, w, h = np.reshape(_cascade(cascade).detectMultiScale(gray, 1.15, 4, minSize=(20, 20)), (-1, 4)).T
+    x, y, w, h = np.reshape(_cascade(cascade).detectMultiScale(gray, 1.15, 4, minSize=(SMALLEST, SMALLEST)), (-1, 4)).T
     return np.stack([x - edge, y - edge, x - edge + w, y - edge + h], axis=1).astype(np.float32) / np.float32(scale)
 
 
@@ -87,26 +104,30 @@ def center_boxes(count: int, height: int, width: int) -> np.ndarray:
     return np.tile(np.array([x, y, x + side, y + side], np.float32), (count, 1))
 
 
-def face_track(frames: np.ndarray, detectors: Sequence[Detector], fps: float = 25) -> Track | None:
-    """The track of the face that is largest over the clip, in frames (T, H, W, 3). None where no face was found.
+def face_tracks(frames: np.ndarray, detectors: Sequence[Detector], fps: float = 25) -> list[Track]:
+    """The tracks of all faces in frames (T, H, W, 3), the one that covers most in sum over the clip first.
 
-    Without a detector the boxes are the centred square and the rate is 0.
+    Without a detector it is one, the centred square, with a rate of 0.
     """
     count, height, width, _ = frames.shape
     if not detectors:
-        return Track(center_boxes(count, height, width), 0.0)
+        return [Track(center_boxes(count, height, width), 0.0, 0.0, 0, count)]
     looks = np.linspace(0, count - 1, max(math.ceil(count / fps * DETECTIONS_PER_SECOND), 1)).round().astype(int)
     looks = np.unique(looks)
-    times, boxes = np.zeros(0, int), np.zeros((0, 4), np.float32)
+    best: list[Linked] = []
     for detector in detectors:
-        track = _largest_track(looks, [_boxes(detector(frames[look])) for look in looks])
-        if len(track[0]) > len(times):
-            times, boxes = track
-        if len(times) >= ENOUGH * len(looks):
+        linked = _link(looks, [_boxes(detector(frames[look])) for look in looks])
+        if linked and (not best or len(linked[0][0]) > len(best[0][0])):
+            best = linked
+        if best and len(best[0][0]) >= ENOUGH * len(looks):
             break
-    if len(times) == 0:
-        return None
-    return Track(_inside(_squares(times, boxes, count, fps), height, width), len(times) / len(looks))
+    half = math.ceil((count - 1) / max(len(looks) - 1, 1) / 2)
+    tracks = []
+    for times, boxes in best:
+        squares = _inside(_squares(times, boxes, count, fps), height, width)
+        first, stop = max(times[0] - half, 0), min(times[-1] + half + 1, count)
+        tracks.append(Track(squares, len(times) / len(looks), _area(boxes) / len(times), int(first), int(stop)))
+    return tracks
 
 
 def _boxes(found: Any) -> np.ndarray:
@@ -115,8 +136,8 @@ def _boxes(found: Any) -> np.ndarray:
     return boxes[:, :4] if boxes.size else np.zeros((0, 4), np.float32)
 
 
-def _largest_track(looks: np.ndarray, found: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Link detections that overlap from look to look; (frame numbers, boxes) of the track with the most area in sum."""
+def _link(looks: np.ndarray, found: list[np.ndarray]) -> list[Linked]:
+    """Link detections that overlap from look to look; the track with the most area in sum comes first."""
     tracks: list[tuple[list[int], list[np.ndarray]]] = []
     for look, boxes in zip(looks, found, strict=True):
         free = list(range(len(boxes)))
@@ -127,10 +148,13 @@ def _largest_track(looks: np.ndarray, found: list[np.ndarray]) -> tuple[np.ndarr
                 times.append(int(look))
                 members.append(boxes[best])
         tracks += [([int(look)], [boxes[i]]) for i in free]
-    if not tracks:
-        return np.zeros(0, int), np.zeros((0, 4), np.float32)
-    times, members = max(tracks, key=lambda track: sum(float((b[2] - b[0]) * (b[3] - b[1])) for b in track[1]))
-    return np.array(times), np.stack(members)
+    linked = [(np.array(times), np.stack(members)) for times, members in tracks]
+    return sorted(linked, key=lambda track: -_area(track[1]))
+
+
+def _area(boxes: np.ndarray) -> float:
+    """The sum over boxes (N, 4)."""
+    return float(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum())
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:

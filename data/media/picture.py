@@ -1,28 +1,48 @@
 """From decoded frames at their own times to upright RGB frames at a constant rate."""
 
 import math
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
 
+import av
 import numpy as np
 
 from affekt.data.media.container import Limits, MediaError
 
 SLACK = 1e-6  # of a frame: rounding of seconds must not cost one
+Region = tuple[float, float, float, float]  # x0, y0, x1, y1 in widths and heights of a picture
+WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 
 
 class FramePicker:
     """Takes frames in order of time and keeps, for every tick of the constant rate, the one nearest to it.
 
     Ticks begin at `begin` or the first frame, whichever is later, and each lasts 1 / fps before `stop` and before the
-    last frame's own end. `frames` is uint8 (T, H, W, 3).
+    last frame's own end. `frames` is uint8 (T, H, W, 3). Of the upright pictures only `region` is converted and kept,
+    a pixel more or less: `region` says exactly what, `scale` its pixels per pixel of the source.
     """
 
-    def __init__(self, begin: float, stop: float, fps: float, limits: Limits, aspect: float, announced: float):
-        """`aspect` is the width of a pixel in heights, `announced` the seconds that the header promises."""
+    def __init__(
+        self,
+        begin: float,
+        stop: float,
+        fps: float,
+        limits: Limits,
+        aspect: float,
+        announced: float,
+        pixels: float | None = None,
+        region: Region = WHOLE,
+    ):
+        """`aspect` is the width of a pixel in heights, `announced` the seconds that the header promises. Pictures with
+        more than `pixels` of the region, by default as the limits say, are scaled down."""
         self.begin, self.stop, self.fps, self.limits = begin, stop, fps, limits
         self.first = math.nan  # seconds of the first frame
         self.count = 0  # ticks that have their frame
         self.widest = 0.0  # seconds between two neighbours
-        self._aspect = aspect if 0.1 < aspect < 10 else 1.0
+        self.region, self.scale = region, 1.0
+        self._aspect, self._pixels = aspect if 0.1 < aspect < 10 else 1.0, pixels or limits.pixels
+        self._cutter = _Cutter(WHOLE)
         self._announced = announced
         self._before: tuple[float, object] | None = None  # the newest frame, not yet known to be the nearest of a tick
         self._array: np.ndarray | None = None  # the same, converted, when a tick has used it
@@ -31,14 +51,23 @@ class FramePicker:
         self._size: tuple[int, int] | None = None
         self._matrix: tuple[int, int, int, int] | None = None
 
+    def take(self, frames: Iterable[tuple[float, Any]]) -> None:
+        """All of `frames` that matter."""
+        for time, frame in frames:
+            if not self.add(time, frame):
+                break
+        self.finish()
+
     def add(self, time: float, frame) -> bool:
         """Take the next frame; False when no later one can matter."""
         if self._before is None:
             self.first = time
             self.begin = max(self.begin, time)
             self.stop = min(self.stop, self.begin + self.limits.max_duration)
-            self._size = self._target_size(frame)
             self._matrix = display_matrix(frame)  # once: asking keeps a frame in memory until the next collection
+            self._cutter = _Cutter(turned(self.region, self._matrix, back=True))
+            self.region = turned(self._cutter.fit(frame), self._matrix)
+            self._size = self._target_size(frame)
         elif time > self._before[0]:
             self._shown = time - self._before[0]
             self.widest = max(self.widest, self._shown)
@@ -92,15 +121,69 @@ class FramePicker:
         width, height = frame.width * self._aspect, float(frame.height)
         if width * height > self.limits.max_pixels:
             raise MediaError("too_many_pixels", f"frames of {width:.0f} x {height:.0f} pixels")
+        x0, y0, x1, y1 = self._cutter.fit(frame)
+        width, height = width * (x1 - x0), height * (y1 - y0)
         seconds = min(self.stop - self.begin, self._announced)
         room = self.limits.frame_bytes / max(seconds * self.fps, 1) / 3
-        scale = min(1.0, math.sqrt(room / (width * height)))
-        return max(round(width * scale), 2), max(round(height * scale), 2)
+        fold = math.ceil(math.sqrt(width * height / self._pixels) - SLACK)  # whole: a third of the time of any other
+        self.scale = min(1 / max(fold, 1), math.sqrt(room / (width * height)))
+        return max(round(width * self.scale), 2), max(round(height * self.scale), 2)
 
     def _convert(self, frame) -> np.ndarray:
         width, height = self._size
-        picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+        how = {"interpolation": "AREA"} if self.scale < 1 else {}
+        picture = self._cutter.cut(frame).to_ndarray(format="rgb24", width=width, height=height, **how)
         return upright(picture, self._matrix)
+
+
+class _Cutter:
+    """Cuts a region out of decoded frames before they are converted, which costs nothing."""
+
+    def __init__(self, region: Region):
+        self.region = region
+        self._graph: av.filter.Graph | None = None
+        self._kind: tuple | None = None
+
+    def fit(self, frame) -> Region:
+        """The region on even pixels, which every layout of colours can be cut at."""
+        x0, y0, x1, y1 = self._corners(frame)
+        return x0 / frame.width, y0 / frame.height, x1 / frame.width, y1 / frame.height
+
+    def cut(self, frame):
+        x0, y0, x1, y1 = self._corners(frame)
+        if (x0, y0, x1, y1) == (0, 0, frame.width, frame.height):
+            return frame
+        kind = frame.width, frame.height, frame.format.name
+        if kind != self._kind:  # the first one, or a stream that changes its size
+            self._graph, self._kind = av.filter.Graph(), kind
+            source = self._graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 90_000)
+            )
+            nodes = [source, self._graph.add("crop", f"{x1 - x0}:{y1 - y0}:{x0}:{y0}"), self._graph.add("buffersink")]
+            self._graph.link_nodes(*nodes).configure()
+        self._graph.push(frame)
+        return self._graph.pull()
+
+    def _corners(self, frame) -> tuple[int, int, int, int]:
+        x0, y0, x1, y1 = self.region
+        x0, y0 = (2 * math.floor(share * side / 2) for share, side in ((x0, frame.width), (y0, frame.height)))
+        x1, y1 = (2 * math.ceil(share * side / 2) for share, side in ((x1, frame.width), (y1, frame.height)))
+        return x0, y0, min(x1, frame.width), min(y1, frame.height)
+
+
+def turned(region: Region, matrix: tuple[int, int, int, int] | None, back: bool = False) -> Region:
+    """Where a region of a stored picture lies in the one made `upright`, or the way `back`."""
+    corners = np.array(region).reshape(2, 2)
+    if matrix is not None:
+        a, b, c, d = matrix
+        swap = abs(b) > abs(a)
+        flips = np.array([c < 0, b < 0]) if swap else np.array([a < 0, d < 0])
+        if back:
+            corners = np.where(flips, 1 - corners, corners)
+        corners = corners[:, ::-1] if swap else corners
+        if not back:
+            corners = np.where(flips, 1 - corners, corners)
+    return tuple(float(x) for x in (*corners.min(axis=0), *corners.max(axis=0)))
 
 
 def display_matrix(frame) -> tuple[int, int, int, int] | None:

@@ -13,9 +13,11 @@ import av
 import numpy as np
 
 from affekt.data.media.container import (
+    SEEK_AFTER,
     Limits,
     MediaError,
     begin_of,
+    check_rate,
     decode_stream,
     is_still,
     length_of,
@@ -23,7 +25,7 @@ from affekt.data.media.container import (
     picture_stream,
 )
 from affekt.data.media.frames import FrameFolder
-from affekt.data.media.picture import FramePicker
+from affekt.data.media.picture import FramePicker, Region
 
 GAP = 0.05  # seconds between where a sound frame stands and where it should; below it is rounding of time stamps
 
@@ -39,6 +41,14 @@ class Media:
     waveform: np.ndarray | None
     flags: list[str]
     info: dict[str, Any]
+    begin: float = 0.0  # seconds of the file, on its container's clock
+    scale: float = 1.0  # pixels of the frames per pixel of the source
+
+    def part(self, first: int, stop: int, fps: float, sample_rate: int) -> "Media":
+        """The frames from `first` to before `stop`, and the sound under them."""
+        begin, end = (round(frame / fps * sample_rate) for frame in (first, stop))
+        sound = None if self.waveform is None else self.waveform[begin:end]
+        return Media(self.frames[first:stop], sound, self.flags, self.info, self.begin + first / fps, self.scale)
 
 
 @dataclasses.dataclass
@@ -61,10 +71,11 @@ def read_media(
 ) -> Media:
     """Read `video`, a file or a folder of frames, and its own sound, or that of `audio`, from `start` to `end` seconds.
 
-    Frames are those nearest in time to a constant `fps`; sound is mono at `sample_rate`. Where both streams exist only
-    their common interval is kept. Flags: cut (longer than the limit), silent, clipped, antiphase, sound_gap,
-    picture_gap, blank, no_sound, no_picture. `info` holds what was found: source_duration, source_fps, source_rate and
-    `offset`, the seconds by which the sound begins after the picture. Raises MediaError.
+    Frames are those nearest in time to a constant `fps`, scaled down to `limits.pixels`; sound is mono at
+    `sample_rate`. Where both streams exist only their common interval is kept. Flags: cut (longer than the limit),
+    silent, clipped, antiphase, sound_gap, picture_gap, blank, no_sound, no_picture. `info` holds what was found:
+    source_duration, source_fps, source_rate and `offset`, the seconds by which the sound begins after the picture.
+    Raises MediaError.
     """
     if video is None and audio is None:
         raise MediaError("no_stream", "neither a picture nor a sound file was given")
@@ -99,15 +110,15 @@ def read_media(
         flags += sound.flags + sound_flags(waveform)
     if min(stop, info["source_duration"]) - begin > limits.max_duration + 1 / fps:
         flags.append("cut")
-    return Media(frames, waveform, sorted(flags), info)
+    return Media(frames, waveform, sorted(flags), info, begin, picture.scale if picture else 1.0)
 
 
 def sound_flags(waveform: np.ndarray) -> list[str]:
-    """`silent` (below -60 dB of full scale everywhere) or `clipped` (over 0.1 % of samples at full scale)."""
-    loud = np.abs(waveform)
-    if loud.max() < 1e-3:
+    """`silent` (within 60 dB below full scale of its mean everywhere: a constant is not heard) or `clipped` (over 0.1 %
+    of samples at full scale)."""
+    if np.abs(waveform - waveform.mean()).max() < 1e-3:
         return ["silent"]
-    return ["clipped"] if np.mean(loud >= 0.999) > 1e-3 else []
+    return ["clipped"] if np.mean(np.abs(waveform) >= 0.999) > 1e-3 else []
 
 
 def to_mono(sound: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -150,16 +161,41 @@ def _pick(frames, aspect, announced, path, begin, stop, sound: _Sound | None, fp
     first = max(begin, sound.begin) if sound else begin
     last = min(stop, sound.end) if sound else stop
     picker = FramePicker(first, last, fps, limits, aspect, announced)
-    for time, frame in frames:
-        if not picker.add(time, frame):
-            break
-    picker.finish()
+    picker.take(frames)
     if not picker.count:
         where = f"sound, {picker.begin:.2f} to {picker.stop:.2f} s" if sound else f"picture after {picker.begin:.2f} s"
         raise MediaError("no_overlap" if sound else "empty", f"{path}: no frame within the {where}")
-    if sound:
+    if sound and begin <= SEEK_AFTER:  # after a seek both begin wherever they could be entered
         info["offset"] = round(sound.begin - picker.first, 4)
     return picker
+
+
+def read_region(
+    path: str | Path,
+    begin: float,
+    count: int,
+    region: Region,
+    *,
+    fps: float,
+    limits: Limits,
+    pixels: float,
+    sound_seconds: float | None = None,
+) -> tuple[np.ndarray, Region]:
+    """The same `count` frames as `read_media` gave from `begin` on, of a `region` of the picture alone, at up to
+    `pixels`: uint8 (count, h, w, 3), and the region that they show. A folder of frames was spread over `sound_seconds`.
+    Raises MediaError."""
+    when = begin, begin + count / fps, fps
+    if Path(path).is_dir():
+        picker = FramePicker(*when, limits, 1.0, count / fps, pixels, region)
+        picker.take(FrameFolder(path, sound_seconds, fps, limits))
+    else:
+        with open_media(path, limits) as container:
+            stream = picture_stream(container)
+            picker = FramePicker(*when, limits, float(stream.sample_aspect_ratio or 1), count / fps, pixels, region)
+            picker.take(decode_stream(container, stream, path, begin))
+    if picker.count != count:
+        raise MediaError("damaged", f"{path}: {count} frames at first, {picker.count} when read again")
+    return picker.frames, picker.region
 
 
 def _read_sound(path, begin: float, stop: float, sample_rate: int, limits: Limits, info) -> _Sound | None:
@@ -177,6 +213,7 @@ def _read_sound(path, begin: float, stop: float, sample_rate: int, limits: Limit
                 break
             if abs(time - expected) > GAP:
                 _flush(resampler, runs)
+                check_rate(frame.sample_rate, path)
                 layout = "mono" if len(frame.layout.channels) == 1 else "stereo"
                 resampler = av.AudioResampler(format="fltp", layout=layout, rate=sample_rate)
                 runs.append((time, []))

@@ -19,15 +19,16 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.manifest import Clip, clip_of_file
-from affekt.data.media.clip import PreparedClip, PrepareSettings, encode_clip, prepare_clip
+from affekt.data.media.clip import PreparedClip, PrepareSettings, encode_clip, prepare_clip, prepare_people
 from affekt.data.media.container import MediaError
 from affekt.data.media.face import find_detectors
+from affekt.data.media.segments import measure
 
 START_SECONDS = 120  # for a fresh process to import what it needs, on a busy machine
 LENGTH = struct.Struct(">Q")
@@ -42,17 +43,18 @@ class Failure:
 
 
 Result = tuple[dict[str, Any], dict[str, bytes]]  # record and members of a prepared clip
+Task = Literal["encode", "raw", "measure"]  # what to do with each clip, see `_TASKS`
 
 
 def prepare_clip_safely(clip: Clip | str | Path, settings: PrepareSettings | None = None) -> PreparedClip:
     """`prepare_clip` in a process of its own that is killed at the deadline. Raises MediaError with a cause."""
     settings = settings or PrepareSettings()
     clip = clip if isinstance(clip, Clip) else clip_of_file(clip)
-    with contextlib.closing(run_clips([clip], settings, 1, encode=False)) as outcomes:
-        outcome = next(outcomes)
+    with contextlib.closing(MediaPool(settings, 1)) as pool:
+        (outcome,) = pool.run([clip], "raw")
     if isinstance(outcome, Failure):
         raise MediaError(outcome.cause, outcome.message)
-    record, members = outcome
+    ((record, members),) = outcome
     frames = waveform = None
     if "frames" in members:
         shape = (record["frames"], settings.size, settings.size, 3)
@@ -62,28 +64,38 @@ def prepare_clip_safely(clip: Clip | str | Path, settings: PrepareSettings | Non
     return PreparedClip(frames, waveform, record)
 
 
-def run_clips(
-    clips: Sequence[Clip], settings: PrepareSettings, workers: int, encode: bool = True
-) -> Iterator[Result | Failure]:
-    """Prepare `clips` in `workers` processes and yield one outcome per clip, in the order of `clips`.
+# --- parent --------------------------------------------------------------------------------------------------------
 
-    A clip whose process dies is tried once more in a fresh one, so that only its own fault can send it to quarantine.
-    Close the iterator to end the processes early. Raises DataError where processes do not even start.
-    """
-    pool = _Pool(settings, encode)
-    ready: dict[int, Result | Failure] = {}
-    ahead = 8 * workers  # results that may wait for a slow clip before them
-    waiting = list(range(len(clips)))[::-1]
-    retried: set[int] = set()
-    try:
+
+class MediaPool:
+    """Up to `workers` processes, which live until `close`. A clip whose process dies is tried once more in a fresh one,
+    so that only its own fault can send it to quarantine."""
+
+    def __init__(self, settings: PrepareSettings, workers: int):
+        self.settings, self.size = settings, workers
+        self.selector = selectors.DefaultSelector()
+        self.workers: list[_Worker] = []
+        self.failed_starts = 0
+
+    def run(self, clips: Sequence[Clip], task: Task = "encode") -> Iterator[list[Result] | Failure]:
+        """One outcome per clip, in the order of `clips`. Raises DataError where processes do not even start.
+
+        `encode`: a result of record and encoded members, and one for each further person with `people=all`; `raw`: the
+        same without encoding, for the main person; `measure`: a record of `begin` and `end`, see
+        `affekt.data.media.segments.measure`. Take all outcomes, or close the pool.
+        """
+        ready: dict[int, list[Result] | Failure] = {}
+        ahead = 8 * self.size  # results that may wait for a slow clip before them
+        waiting = list(range(len(clips)))[::-1]
+        retried: set[int] = set()
         for position in range(len(clips)):
             while position not in ready:
-                pool.resize(min(workers, len(waiting) + pool.busy))
-                for worker in pool.idle:
+                self.resize(min(self.size, len(waiting) + self.busy))
+                for worker in self.idle:
                     if waiting and waiting[-1] < position + ahead:
                         index = waiting.pop()
-                        worker.send_clip(index, clips[index])
-                for index, outcome in pool.wait():
+                        worker.send_clip(index, clips[index], task)
+                for index, outcome in self.wait():
                     if outcome.__class__ is Failure and outcome.cause == "crash" and index not in retried:
                         retried.add(index)
                         waiting.append(index)
@@ -91,20 +103,13 @@ def run_clips(
                         ready[index] = outcome
             paused = time.monotonic()
             yield ready.pop(position)
-            pool.postpone(time.monotonic() - paused)  # while nobody listens, no clip can be late
-    finally:
-        pool.kill()
+            self.postpone(time.monotonic() - paused)  # while nobody listens, no clip can be late
 
-
-# --- parent --------------------------------------------------------------------------------------------------------
-
-
-class _Pool:
-    def __init__(self, settings: PrepareSettings, encode: bool):
-        self.settings, self.encode = settings, encode
-        self.selector = selectors.DefaultSelector()
-        self.workers: list[_Worker] = []
-        self.failed_starts = 0
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        self.workers.clear()
+        self.selector.close()
 
     @property
     def idle(self) -> list["_Worker"]:
@@ -116,7 +121,7 @@ class _Pool:
 
     def resize(self, count: int) -> None:
         while len(self.workers) < max(count, 1):
-            worker = _Worker(self.settings, self.encode)
+            worker = _Worker(self.settings)
             self.workers.append(worker)
             self.selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
 
@@ -124,7 +129,7 @@ class _Pool:
         for worker in self.workers:
             worker.deadline += seconds
 
-    def wait(self) -> list[tuple[int, Result | Failure]]:
+    def wait(self) -> list[tuple[int, list[Result] | Failure]]:
         """Outcomes that have arrived, of processes that ended or ran out of time too; waits for the next event."""
         until = min(worker.deadline for worker in self.workers)
         outcomes = []
@@ -152,7 +157,7 @@ class _Pool:
         worker.ready, worker.deadline = True, float("inf")
         self.failed_starts = 0
 
-    def _dispose(self, worker: "_Worker", failure: Failure | None) -> list[tuple[int, Result | Failure]]:
+    def _dispose(self, worker: "_Worker", failure: Failure | None) -> list[tuple[int, list[Result] | Failure]]:
         self.selector.unregister(worker.process.stdout)
         self.workers.remove(worker)
         worker.kill()
@@ -165,15 +170,9 @@ class _Pool:
                 raise DataError(f"processes for reading media do not start ({worker.death()}); {hint}\n{worker.told}")
         return []
 
-    def kill(self) -> None:
-        for worker in self.workers:
-            worker.kill()
-        self.workers.clear()
-        self.selector.close()
-
 
 class _Worker:
-    def __init__(self, settings: PrepareSettings, encode: bool):
+    def __init__(self, settings: PrepareSettings):
         self.settings = settings
         self.index: int | None = None  # of the clip it works on
         self.ready, self.ended, self.count, self.told = False, False, 0, ""
@@ -190,16 +189,17 @@ class _Worker:
             env=os.environ | one_thread,
         )
         os.set_blocking(self.process.stdout.fileno(), False)
-        self._send({"settings": settings.model_dump(mode="json"), "encode": encode, "sys_path": sys.path})
+        self._send({"settings": settings.model_dump(mode="json"), "sys_path": sys.path})
 
-    def send_clip(self, index: int, clip: Clip) -> None:
+    def send_clip(self, index: int, clip: Clip, task: Task) -> None:
         self.index, self.deadline = index, time.monotonic() + self.settings.timeout_s
+        self.count += task != "measure"  # which takes a thousandth of the time that a new process does
         values = dataclasses.asdict(clip)
-        self._send(values | {key: str(values[key]) for key in ("video", "audio") if values[key] is not None})
+        values |= {key: str(values[key]) for key in ("video", "audio") if values[key] is not None}
+        self._send({"task": task, "clip": values})
 
     def finish_clip(self) -> None:
         self.index, self.deadline = None, float("inf")
-        self.count += 1
 
     def receive(self) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
         """Whole messages among what the pipe holds now; sets `ended` at its end."""
@@ -239,10 +239,11 @@ class _Worker:
             self.process.stdin.flush()
 
 
-def _outcome(message: dict[str, Any], blobs: list[bytes]) -> Result | Failure:
+def _outcome(message: dict[str, Any], blobs: list[bytes]) -> list[Result] | Failure:
     if "cause" in message:
         return Failure(message["cause"], message["message"])
-    return message["record"], dict(zip(message["names"], blobs, strict=True))
+    rest = iter(blobs)
+    return [(record, {name: next(rest) for name in names}) for record, names in message["results"]]
 
 
 def _pack(message: dict[str, Any], blobs: Sequence[bytes] = ()) -> bytes:
@@ -286,20 +287,35 @@ def serve() -> None:
         _answer(answers, {"error": str(error)})
         return
     _answer(answers, {"ready": True})
-    while (values := _read(source)) is not None:
+    while (job := _read(source)) is not None:
+        values = job["clip"]
         paths = {key: Path(values[key]) for key in ("video", "audio") if values[key] is not None}
-        _answer(answers, *_work(Clip(**values | paths), settings, first["encode"]))
+        _answer(answers, *_work(Clip(**values | paths), settings, job["task"]))
 
 
-def _work(clip: Clip, settings: PrepareSettings, encode: bool) -> tuple[dict[str, Any], list[bytes]]:
+def _encoded(clip: Clip, settings: PrepareSettings) -> list[Result]:
+    return [encode_clip(prepared, settings) for prepared in prepare_people(clip, settings)]
+
+
+def _raw(clip: Clip, settings: PrepareSettings) -> list[Result]:
+    prepared = prepare_clip(clip, settings)
+    arrays = {"frames": prepared.frames, "waveform": prepared.waveform}
+    return [(prepared.record, {name: array.tobytes() for name, array in arrays.items() if array is not None})]
+
+
+def _measured(clip: Clip, settings: PrepareSettings) -> list[Result]:
+    begin, end = measure(clip, settings.limits, settings.fps)
+    return [({"begin": begin, "end": end}, {})]
+
+
+_TASKS = {"encode": _encoded, "raw": _raw, "measure": _measured}
+
+
+def _work(clip: Clip, settings: PrepareSettings, task: Task) -> tuple[dict[str, Any], list[bytes]]:
     try:
-        prepared = prepare_clip(clip, settings)
-        if encode:
-            record, members = encode_clip(prepared, settings)
-        else:
-            record, arrays = prepared.record, {"frames": prepared.frames, "waveform": prepared.waveform}
-            members = {name: array.tobytes() for name, array in arrays.items() if array is not None}
-        return {"record": record, "names": list(members)}, list(members.values())
+        results = _TASKS[task](clip, settings)
+        heads = [[record, list(members)] for record, members in results]
+        return {"results": heads}, [blob for _, members in results for blob in members.values()]
     except MediaError as error:
         return {"cause": error.cause, "message": str(error)}, []
     except MemoryError:
