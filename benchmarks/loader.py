@@ -8,6 +8,7 @@ not matter. Then: how long a step waits for data, the memory over many clips, an
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -39,11 +40,13 @@ from affekt.data.media.clip import encode_mp4
 from affekt.data.samples import write_samples
 from affekt.data.shards import ShardIndex
 from affekt.data.transforms import MEL_MEAN, MEL_STD, PICTURE_MEAN, PICTURE_STD, Preprocess
+from benchmarks.pictures import bytes_and_quality, face_crops
 from benchmarks.report import print_figures
 
 WINDOW = Window()
 BATCH, SIZE = 16, 160
 WARM = 4  # batches before time is taken: the start of the worker, and what it has fetched ahead
+CROPS = 12  # clips on which bytes and quality of the pictures are compared
 MILLION, PER_SHARD = 1_000_000, 1024
 
 
@@ -56,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=24, help="of ours per round; the plain way takes a fourth")
     parser.add_argument("--clips", type=int, default=20_000, help="over which memory is watched")
+    parser.add_argument("--films", type=Path, help="manifest to compare bytes of pictures on; default: the made corpus")
     arguments = parser.parse_args()
     index = ShardIndex.open(arguments.shards or make_shards(arguments.out))
     plain = write_plain(index, arguments.out / "plain")
@@ -68,6 +72,9 @@ def main() -> None:
     waits = waiting(index, 1.5 * BATCH / median(ours))
     first, last = memory(index, arguments.clips)
     opening, private = open_million()
+    films = arguments.films or arguments.out / "corpus" / "manifest.csv"
+    pictures = argparse.Namespace(source=films, where="", size=SIZE)
+    stored = bytes_and_quality(list(itertools.islice(face_crops(pictures), CROPS))) if films.is_file() else {}
 
     table = Table(title="Clips per second of one core, medians")
     for column in ("", "Clips/s", "rounds"):
@@ -88,6 +95,7 @@ def main() -> None:
             "rss_mib": round(last / 2**20, 1),
             "index_open_s_1m": round(opening, 3),
             "index_private_mib_1m": round(private, 1),
+            **stored,
             "clips": len(index.samples),
             "rounds": arguments.rounds,
         },

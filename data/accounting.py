@@ -51,13 +51,13 @@ class Accounting:
         self.ledger %= 2**64
         self.skipped.update(cause for _, cause in batch.skipped)
 
-    def over_budget(self, budget: float) -> bool:
-        """Whether more than the share `budget` of what all ranks planned, and of the first 1,000 clips, could not be
-        used. All of them must ask."""
+    def over_budget(self, budget: float, at_least: int = FIRST_CLIPS) -> bool:
+        """Whether more than the share `budget` of what all ranks planned, and of `at_least` clips, could not be used.
+        All of them must ask."""
         bad, planned = sum_over_ranks([self.skipped.total(), self.planned])
         if self._before:
             bad, planned = bad + self._before.skipped.total(), planned + self._before.planned
-        return bad > budget * max(planned, FIRST_CLIPS)
+        return bad > budget * max(planned, at_least)
 
     def summed_over_ranks(self) -> "Accounting":
         """The same sum on every rank, which all must ask for. Without torch.distributed, this process's own."""
@@ -71,14 +71,16 @@ class Accounting:
             total.ledger = (total.ledger + part.ledger) % 2**64
         return total
 
-    def check(self, budget: float) -> None:
-        """Raises DataError on all ranks when `over_budget`, with the causes and the worst files."""
-        if self.over_budget(budget):
+    def check(self, budget: float, finished: bool = False) -> None:
+        """Raises DataError on all ranks when `over_budget`, with the causes and the worst files. A finished run is
+        judged by what it planned, however little that is."""
+        if self.over_budget(budget, 0 if finished else FIRST_CLIPS):
             summed = self.summed_over_ranks()
             bad, planned = summed.skipped.total(), summed.planned
+            kept = "training is complete and its checkpoints are kept, but " if finished else ""
             raise DataError(
-                f"{bad} of {planned} clips ({bad / planned:.1%}) could not be used, more than {budget:.1%}; copy or "
-                f"prepare the shards again, or set data.skip_budget: {worst(summed.skipped)}"
+                f"{kept}{bad} of {planned} clips ({bad / planned:.1%}) could not be used, more than {budget:.1%}; copy "
+                f"or prepare the shards again, or set data.skip_budget: {worst(summed.skipped)}"
             )
 
     def __str__(self) -> str:

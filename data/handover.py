@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from affekt.data.batch import Batch
+from affekt.data.errors import DataError
 
 POSSIBLE = sys.platform == "linux"  # memfd_create, and opening what another process has open through /proc
 START = 64  # bytes before the tensors, of which the first is 1 while the trainer has the block; and what they align to
@@ -76,13 +77,21 @@ class Sent:
     other: dict[str, Any]
 
     def open(self, opened: Opened) -> Batch:
-        """The batch, without a copy. Raises OSError when the worker is gone."""
+        """The batch, without a copy. Raises DataError when the worker is gone or files cannot be opened."""
         number, block = opened.get((self.pid, self.descriptor), (0, None))
         if number != self.number:
-            block = self._map()
+            try:
+                block = self._map()
+            except (FileNotFoundError, ProcessLookupError):
+                raise DataError("a loader worker died before its batch was taken over; use fewer workers") from None
+            except OSError as error:
+                raise DataError(
+                    f"a batch cannot be taken over from its loader worker: {error}; keep fewer batches at once, raise "
+                    "the limit of open files (ulimit -n), or load without workers"
+                ) from error
             opened[self.pid, self.descriptor] = self.number, block
         memory = np.frombuffer(block, np.uint8)
-        weakref.finalize(memory, _give_back, block).atexit = False
+        weakref.finalize(memory, _give_back, block, os.getpid()).atexit = False
         whole = torch.from_numpy(memory)  # its parts share a storage, which holds `memory`
         return Batch(**{name: _part(whole, *place) for name, place in self.places.items()}, **self.other)
 
@@ -103,5 +112,6 @@ def _part(memory: Tensor, start: int, dtype: torch.dtype, shape: tuple[int, ...]
     return memory[start : start + size].view(dtype).view(shape)
 
 
-def _give_back(block: mmap.mmap) -> None:
-    block[0] = 0
+def _give_back(block: mmap.mmap, trainer: int) -> None:
+    if os.getpid() == trainer:  # and not a process forked from it, which has the batch too
+        block[0] = 0

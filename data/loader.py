@@ -227,7 +227,7 @@ class _EvalBatches(Dataset):
         self.views = [
             (clip, start)
             for clip, position in enumerate(positions)
-            for start in window_starts(index.samples[position].duration, window, windows_per_clip)
+            for start in window_starts(float(index.samples.duration[position]), window, windows_per_clip)
         ]
 
     def __len__(self) -> int:

@@ -34,6 +34,14 @@ def check_together(corpora: Sequence[Corpus]) -> None:
     names = [corpus.name for corpus in corpora]
     if len(corpora) > 1 and (len(set(names)) < len(names) or not all(names)):
         raise SettingsError(f"the corpora of a mixture need a name each, all different; they are {names}")
+    seen: dict[str, ShardIndex] = {}
+    for index in (corpus.index for corpus in corpora):
+        if index.fingerprint in seen:
+            raise SettingsError(
+                f"{seen[index.fingerprint].root} and {index.root} are the same shards, and clips would be negatives of "
+                "themselves; name them once, with a weight"
+            )
+        seen[index.fingerprint] = index
     first = example(corpora)
     ours = {**first.header["prepare"], **first.header}
     for index in (corpus.index for corpus in corpora):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -115,6 +116,7 @@ class Plan:
 
     def __init__(self, sources: Sequence[Source], batch: int, seed: int, epoch_clips: int | None = None):
         self.sources, self.batch, self.seed = sources, batch, seed
+        self.turns: dict[int, dict[int, np.ndarray]] = {}  # source -> turn -> order, see `_turn_order`
         self.positions = [np.unique(np.asarray(source.positions, np.int64)) for source in sources]
         clips = [len(positions) for positions in self.positions]
         length = epoch_clips or sum(clips)
@@ -158,11 +160,19 @@ class Plan:
         planned = order.pick(slot)
         yield planned
         tried = {planned.position}
-        for ahead in range(len(order.corpus)):
-            other = (slot + self.batch + ahead) % len(order.corpus)
-            if order.corpus[other] == planned.corpus and int(order.position[other]) not in tried:
-                tried.add(int(order.position[other]))
-                yield order.pick(other)
+        mine = np.flatnonzero(order.corpus == planned.corpus)
+        begin = np.searchsorted(mine, (slot + self.batch) % len(order.corpus))
+        picks = map(order.pick, np.roll(mine, -begin))
+        # A small share of an epoch may be all unreadable where the source is not: then its other clips, in their order.
+        others = (
+            Pick(planned.corpus, planned.turn, int(position))
+            for turn in (planned.turn, planned.turn + 1)
+            for position in _turn_order(self, planned.corpus, turn)
+        )
+        for pick in chain(picks, others):
+            if pick.position not in tried:
+                tried.add(pick.position)
+                yield pick
 
 
 @lru_cache(maxsize=2)  # the epoch in work, and the one that prefetching may have begun
@@ -181,9 +191,18 @@ def _epoch_order(plan: Plan, epoch: int) -> _Epoch:
     return _Epoch(corpus, turn, position)
 
 
-@lru_cache(maxsize=8)  # an epoch shorter than a corpus takes the same turn up again
 def _turn_order(plan: Plan, number: int, turn: int) -> np.ndarray:
-    """Positions of the clips of a source that may be used, in the order of one turn."""
+    """Positions of the clips of a source that may be used, in the order of one turn. The plan keeps two turns of each:
+    an epoch shorter than a source takes the same turn up again."""
+    kept = plan.turns.setdefault(number, {})
+    if turn not in kept:
+        while len(kept) > 1:
+            del kept[next(iter(kept))]
+        kept[turn] = _shuffled(plan, number, turn)
+    return kept[turn]
+
+
+def _shuffled(plan: Plan, number: int, turn: int) -> np.ndarray:
     source = plan.sources[number]
     allowed = np.zeros(len(source.shard_of_sample), bool)
     allowed[plan.positions[number]] = True

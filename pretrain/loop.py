@@ -202,6 +202,7 @@ def pretrain(
     if log:
         log.finish(summed.to_dict())
         lock.close()
+    accounting.check(data.skip_budget, finished=True)
     return run
 
 

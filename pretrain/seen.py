@@ -19,18 +19,20 @@ def seen_data(corpora: list[Corpus]) -> dict[str, Any]:
     Ids and speakers are those of the corpora, without the names that a mixture gives them: an evaluation knows one
     corpus alone.
     """
-    rows = [corpus.index.samples.row(i) for corpus in corpora for i in corpus.positions]
-
-    def distinct(field: str) -> list[str]:
-        return sorted({str(row["meta"][field]) for row in rows if row["meta"].get(field)})
-
+    ids, sources, without_speaker = [], set(), 0
+    values: dict[str, set[str]] = {"speaker": set(), "licence": set(), "data_set": set()}
+    for row in (corpus.index.samples.row(i) for corpus in corpora for i in corpus.positions):  # millions, maybe
+        ids.append(row["id"])
+        sources.add(row["source_sha256"])
+        without_speaker += not row["meta"].get("speaker")
+        for field, found in values.items():
+            if row["meta"].get(field):
+                found.add(str(row["meta"][field]))
     return {
-        "ids": sorted(row["id"] for row in rows),
-        "sources": sorted({row["source_sha256"] for row in rows} - {""}),
-        "speakers": distinct("speaker"),
-        "licences": distinct("licence"),
-        "data_sets": distinct("data_set"),
-        "without_speaker": sum(not row["meta"].get("speaker") for row in rows),
+        "ids": sorted(ids),
+        "sources": sorted(sources - {""}),
+        **{f"{field}s": sorted(found) for field, found in values.items()},
+        "without_speaker": without_speaker,
         "fingerprint": fingerprints(corpora),
         "prepare": example(corpora).header["prepare"],
     }

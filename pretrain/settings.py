@@ -74,7 +74,14 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> "DataSettings":
         if bool(self.shards) == bool(self.mixture):
-            raise ValueError("set one of data.shards and data.mixture")
+            raise ValueError("set one of data.shards and data.mixture; shards=null makes room for a mixture")
+        if len(self.mixture) == 1 and self.mixture[0].weight is not None:
+            raise ValueError("a mixture of one corpus has no use for a weight; leave it out")
+        for field in ("include", "held_out", "group"):
+            value = getattr(self, field)
+            stated = self.mixture and value != type(self).model_fields[field].default
+            if stated and not any(getattr(part, field) == value for part in self.mixture):
+                raise ValueError(f"data.{field} has no effect: every corpus of data.mixture states its own")
         names = [part.name for part in self.mixture]
         if len(set(names)) < len(names):
             raise ValueError(f"the corpora of data.mixture need different names; they are {names}: state `name`")
@@ -123,6 +130,12 @@ class PretrainSettings(Settings):
             raise ValueError(
                 "data.augment.roll moves the sound against the picture, which model.contrast_weight pulls together; "
                 "turn one of them off"
+            )
+        repeats, batch = self.data.repeats, self.train.global_batch
+        if 1 < repeats <= batch < 2 * repeats and model.streams == "both" and model.contrast_weight:
+            raise ValueError(
+                f"data.repeats {repeats} leaves one clip in a batch of {batch}, which has no negatives; lower it, or "
+                "set model.contrast_weight=0"
             )
         if self.optim.min_lr > self.optim.base_lr:
             raise ValueError(f"optim.min_lr {self.optim.min_lr} is above optim.base_lr {self.optim.base_lr}")

@@ -66,6 +66,15 @@ def test_few_bad_clips_of_a_small_set_are_no_reason_to_stop():
             accounting.check(budget)
 
 
+def test_a_finished_run_is_judged_by_what_it_planned():
+    accounting = Accounting()
+    accounting.add(batch_of(9, [("x", "decode: x")]))
+    accounting.check(0.01)
+    accounting.check(0.1, finished=True)
+    with pytest.raises(DataError, match=r"^training is complete and its checkpoints are kept, but 1 of 10 clips"):
+        accounting.check(0.01, finished=True)
+
+
 def test_views_of_a_clip_count_once_and_blank_rows_as_padded():
     accounting, blank = Accounting(), batch_of(6, [], repeats=3)
     blank.ids = [""] * 6

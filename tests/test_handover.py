@@ -1,8 +1,10 @@
 """Batches that go from worker to trainer in shared blocks: the same bytes, never overwritten in use, few blocks."""
 
+import dataclasses
 import gc
 import multiprocessing
 import os
+import resource
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from affekt.data import handover
 from affekt.data.batch import Batch
 from affekt.data.decode import Window
+from affekt.data.errors import DataError
 from affekt.data.handover import Blocks
 from affekt.data.loader import eval_loader, train_loader
 
@@ -86,6 +89,41 @@ def test_a_larger_batch_takes_the_place_of_a_free_block_that_is_too_small():
         batch = make(side, side=side)
         assert same(blocks.send(batch).open(opened), batch)
     assert len(blocks_of(os.getpid()) - before) == 1
+
+
+def test_a_forked_process_gives_nothing_back():
+    blocks, opened = Blocks(), {}
+    batch = blocks.send(make(1)).open(opened)
+    child = os.fork()
+    if not child:
+        del batch
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    for seed in (2, 3):
+        blocks.send(make(seed)).open(opened)
+    assert same(batch, make(1))
+
+
+def test_pinning_copies_and_frees_the_block(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # which needs a GPU
+    blocks, before = Blocks(), blocks_of(os.getpid())
+    pinned = [blocks.send(make(seed)).pin_memory() for seed in range(5)]
+    assert all(same(batch, make(seed)) for seed, batch in enumerate(pinned))
+    assert len(blocks_of(os.getpid()) - before) == 1
+
+
+def test_too_many_open_files_are_not_called_a_dead_worker():
+    sent = Blocks().send(make(1))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"Too many open files.*ulimit"):
+            sent.open({})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(DataError, match="a loader worker died"):
+        dataclasses.replace(sent, pid=2**22 + 1).open({})
 
 
 @pytest.mark.parametrize("workers", [1, 2])

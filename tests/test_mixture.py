@@ -13,7 +13,7 @@ import yaml
 from affekt.data.decode import Window
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.loader import train_loader
-from affekt.data.mixture import Corpus, changed_corpora, fingerprints
+from affekt.data.mixture import Corpus, changed_corpora, check_together, fingerprints
 from affekt.data.order import Plan, Source, interleaved, shares
 from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
@@ -284,11 +284,23 @@ def test_changed_data_are_told_by_corpus(corpora):
         ({"mixture": ["a", "b"]}, r"data.mixture.0"),
         ({"mixture": "a"}, r"data.mixture"),
         ({"shards": "a", "skip_budget": 2}, "data.skip_budget"),
+        ({"mixture": [{"shards": "a", "weight": 1}]}, "one corpus has no use for a weight"),
+        (
+            {"include": {"split": ["x"]}, "mixture": [{"shards": "a", "include": {"split": ["train"]}}]},
+            "data.include has no effect",
+        ),
+        ({"shards": "a", "repeats": 100}, "leaves one clip in a batch of 160"),
     ],
 )
 def test_settings_that_cannot_be(data, told):
     with pytest.raises(SettingsError, match=told):
         PretrainSettings.parse({"out": "run", "model": {"name": "hicmae_nano"}, "data": data, "train": {"steps": 1}})
+
+
+def test_the_same_shards_twice_are_refused(corpora):
+    a = corpora[0]
+    with pytest.raises(SettingsError, match="are the same shards"):
+        check_together([a, Corpus(a.index, [0], name="again")])
 
 
 def test_a_file_held_out_of_one_corpus_is_not_learned_from_in_another(tmp_path, encode_clip):

@@ -142,3 +142,23 @@ def test_a_large_corpus_is_ordered_quickly():
 RAW = [3426599160363772610, 3180805278407021219]
 KEY = -1849352298148798422
 ORDER = [1, 0, 2, 4, 3, 5]
+
+
+def test_a_source_with_a_small_share_has_all_its_clips_to_take_a_place():
+    small, large = np.zeros(50, int), np.ones(50, int)
+    plan = Plan([Source(small, np.arange(50), 1.0, "a"), Source(large, np.arange(50), 99.0, "b")], 10, 0, 100)
+    assert plan.shares == [1, 99]
+    slot = next(slot for slot in range(100) if next(plan.candidates(0, slot)).corpus == 0)
+    for epoch in (0, 49, 50):  # the last turn's end, too
+        slots = [slot for slot in range(100) if next(plan.candidates(epoch, slot)).corpus == 0]
+        found = list(plan.candidates(epoch, slots[0]))
+        assert sorted(pick.position for pick in found) == list(range(50)) and {pick.corpus for pick in found} == {0}
+    assert slot == slots[0]
+
+
+def test_a_plan_keeps_two_turns_of_each_source():
+    plan = Plan([Source(np.zeros(6, int), np.arange(6))], 2, 0)
+    for step in range(60):
+        epoch, slots = plan.slots(step)
+        next(plan.candidates(epoch, slots[0]))
+    assert {number: len(turns) for number, turns in plan.turns.items()} == {0: 2}

@@ -66,6 +66,8 @@ def import_corpus(
     out = Path(out) if out else tree.root / "manifest.csv"
     if out.suffix.lower() != ".csv":
         raise SettingsError(f"{out}: a manifest is written as CSV; give it the suffix .csv")
+    if out.resolve() == tree.source.resolve():
+        raise SettingsError(f"{out}: is what is read; choose another name for the manifest")
     rows = list(_completed(corpus, tree, report))
     if not rows:
         raise SettingsError(_nothing_found(corpus, tree, report))

@@ -39,7 +39,7 @@ def _emobox_entries(tree: Tree, path: str) -> Iterator[tuple[str, Row]]:
     for where, line in tree.lines(path):
         try:
             record = json.loads(line)
-            row: Row = {"id": safe_id(record["key"]), "audio": str(record["wav"]), "label": str(record["emo"])}
+            row: Row = {"id": safe_id(str(record["key"])), "audio": str(record["wav"]), "label": str(record["emo"])}
         except (ValueError, KeyError, TypeError) as error:
             message = f"expected an object with key, wav and emo ({type(error).__name__}: {error})"
             raise SettingsError(f"{where}: {message}") from None
@@ -114,6 +114,8 @@ class _Locator:
             path = (self.tree.root / listed_in).parent / name
             return path if path.exists() else None
         parts = PurePosixPath(name).parts
+        if ".." in parts:
+            return None
         for cut in (self.cut, *range(len(parts))):
             path = self.tree.media.joinpath(*[part for part in parts[cut:] if part != "/"])
             if parts[cut:] and path.exists():

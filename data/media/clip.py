@@ -13,7 +13,7 @@ import av
 import numpy as np
 import simplejpeg
 import soundfile
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from affekt.data.manifest import Clip, clip_of_file, frame_files
 from affekt.data.media.container import Limits, MediaError, is_still
@@ -70,6 +70,12 @@ class PrepareSettings(Settings):
         if name not in ("haar", "center") and ":" not in name:
             raise ValueError("use `haar`, `center` or `package.module:callable`")
         return name
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "PrepareSettings":
+        if self.max_duration < self.min_duration:
+            raise ValueError(f"max_duration {self.max_duration} is below min_duration {self.min_duration}")
+        return self
 
 
 @dataclasses.dataclass
