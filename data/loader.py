@@ -215,7 +215,8 @@ class _TrainBatches(Dataset):
         """One view. The first one of a clip is the same whether there are more or not."""
         key = (self.plan.seed, clip.turn, f"{clip.name}\0{repeat}" if repeat else clip.name)
         crop = WHOLE_PICTURE if clip.view.video is None else self.augment.crop(self.size, *key)
-        return Row(clip.name, self.augment.sound(clip.view, *key), crop, clip_key(*key))
+        gain, roll = self.augment.sound(clip.view.audio_valid, *key)
+        return Row(clip.name, clip.view, crop, clip_key(*key), gain, roll)
 
 
 class _EvalBatches(Dataset):

@@ -52,7 +52,8 @@ class Preprocess:
             if batch.video is not None:
                 video = normalise_picture(crop_resize(batch.video, batch.crop, self.img_size))
             if batch.audio is not None:
-                mel = log_mel(batch.audio, self.mel_bins, batch.audio_valid)
+                sound = vary_sound(batch.audio, batch.audio_valid, batch.gain, batch.roll)
+                mel = log_mel(sound, self.mel_bins, batch.audio_valid)
                 audio = normalise_mel(pad_frames(mel, frames, self.mel_frames)).unsqueeze(1)
         return Inputs(video, audio, batch.has_video, batch.has_audio, frames, batch.clip)
 
@@ -164,6 +165,15 @@ def log_mel(waveform: Tensor, mel_bins: int = 128, valid: Tensor | None = None) 
     spectrum = torch.fft.rfft(frames.mul_(window), FFT_SIZE)
     power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
     return (power @ bank).clamp_(min=EPSILON).log_()
+
+
+def vary_sound(waveform: Tensor, valid: Tensor, gain: Tensor | None, roll: Tensor | None) -> Tensor:
+    """The sound (B, S), turned round by `roll` (B,) within its `valid` (B,) samples, times `gain` (B,)."""
+    if roll is not None:
+        at = torch.arange(waveform.shape[1], device=waveform.device)
+        turned = (at - roll[:, None]) % valid.clamp(min=1)[:, None]
+        waveform = waveform.gather(1, torch.where(at < valid[:, None], turned, at))
+    return waveform if gain is None else waveform * gain[:, None]
 
 
 def pad_frames(mel: Tensor, frames: Tensor, length: int) -> Tensor:
