@@ -1,7 +1,6 @@
 """The DeepSpeed engine: one process or several, CPU or GPU, behind the same three calls of the loop."""
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import nn
 from affekt.data.accounting import all_gather_json
 from affekt.data.errors import SettingsError
 from affekt.data.machine import keep_freed_memory
+from affekt.pretrain.rendezvous import join
 
 Precision = Literal["auto", "fp32", "bf16"]
 EXACT_MATMUL = 1e-6  # relative error of a float32 product; bf16 inputs would give 1e-3
@@ -27,7 +27,7 @@ def start_processes() -> tuple[int, int, torch.device]:
     """
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # for who asks; a group of one has no store
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         keep_freed_memory()
@@ -41,7 +41,9 @@ def start_processes() -> tuple[int, int, torch.device]:
         # On a CPU DeepSpeed would compile an op for shared-memory reductions at the first start: half a minute and a
         # C++ compiler, for a reduction that gloo does as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        join(backend)
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return dist.get_rank(), dist.get_world_size(), device
 
 
@@ -95,12 +97,6 @@ def agree(value: str, what: str) -> None:
     values = all_gather_json(value)
     if len(set(values)) > 1:
         raise SettingsError(f"the ranks disagree on {what}: {values}; start them with the same settings and data")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Stopwatch:

@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -13,8 +12,9 @@ import torch.distributed as dist
 
 from affekt import __version__
 from affekt.data.accounting import FIRST_CLIPS, Accounting
+from affekt.data.batch import Batch
 from affekt.data.decode import Window
-from affekt.data.errors import CheckpointError, HealthError, SettingsError
+from affekt.data.errors import CheckpointError, SettingsError
 from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.loader import train_loader
 from affekt.data.mixture import changed_corpora, fingerprints
@@ -36,13 +36,18 @@ from affekt.pretrain.engine import (
 )
 from affekt.pretrain.export import start_from
 from affekt.pretrain.feed import Feed, together
+from affekt.pretrain.guard import Guard
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import RunLog, say
 from affekt.pretrain.mixture import notes, open_corpora
 from affekt.pretrain.optim import clip_gradients, create_optimizer, lr_at
 from affekt.pretrain.pictures import reconstruction_picture
+from affekt.pretrain.replay import write_dump
+from affekt.pretrain.replicas import check_replicas
 from affekt.pretrain.seen import SEEN_FILE, merged, seen_data, stamped, with_seen_before
 from affekt.pretrain.settings import PretrainSettings, refuse_changes
+from affekt.pretrain.signals import Leave
+from affekt.pretrain.watchdog import Watchdog
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -60,7 +65,23 @@ def pretrain(
     settings that may differ from those of the resumed run. Losses are logged as means over the steps since the last
     logged one. `progress(step, total, metrics)` is called on rank 0 at every logged step.
     """
-    rank, world_size, device = start_processes()
+    with Leave() as leave:
+        rank, world_size, device = start_processes()
+        with Watchdog(Path(settings.out) / "health", rank, world_size, settings.train.watchdog_s) as watchdog:
+            return _train(settings, resume, allow_change, progress, rank, world_size, device, leave, watchdog)
+
+
+def _train(
+    settings: PretrainSettings,
+    resume: str | None,
+    allow_change: tuple[str, ...],
+    progress: Progress | None,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    leave: Leave,
+    watchdog: Watchdog,
+) -> Path:
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
     s, train, run = settings.model, settings.train, Path(settings.out)
@@ -83,7 +104,7 @@ def pretrain(
     preprocess = Preprocess(img_size=s.img_size, mel_bins=s.mel_bins, mel_frames=s.mel_frames)
     optimizer = create_optimizer(model, settings.optim)
 
-    start_step, accounting = 0, Accounting()
+    start_step, accounting, judged = 0, Accounting(), {}
     checkpoint = open_run(run, resume)
     if allow_change and not resume:
         raise SettingsError("--allow-change says what may differ from the run that --resume goes on with; add --resume")
@@ -105,6 +126,7 @@ def pretrain(
             raise CheckpointError(f"{checkpoint}: its weights do not fit the settings of the model: {error}") from error
         load_optimizer(model, optimizer, moments)
         start_step, accounting = state["step"], Accounting.from_dict(state["accounting"])
+        judged = state.get("guard", {})
     seen = seen_data(corpora)
     if checkpoint:
         seen = with_seen_before(seen, checkpoint)
@@ -128,7 +150,14 @@ def pretrain(
         epoch_clips=data.epoch_clips,
         repeats=data.repeats,
     )
-    lock = claim_run(run) if rank == 0 else None
+
+    def claim() -> IO[str]:
+        lock = claim_run(run)
+        watchdog.clear()
+        return lock
+
+    lock = together(claim if rank == 0 else lambda: None)
+    watchdog.start()
     engine = create_engine(model, optimizer, train.global_batch // world_size, precision)
     log = RunLog(run, start_step) if rank == 0 else None
     if rank == 0:
@@ -139,33 +168,85 @@ def pretrain(
             say(line)
 
     model.train()
-    feed, watch = Feed(loader, accounting, data.skip_budget, start_step, rank), Stopwatch()
+    feed, watch = Feed(loader, accounting, data.skip_budget, start_step, rank, leave), Stopwatch()
+    guard = Guard(train.guard, device, judged)
     first_checks = (start_step + 1, start_step + -(-FIRST_CLIPS // train.global_batch))
+    batches: dict[int, Batch] = {}  # since the guard was asked last
     sums: dict[str, torch.Tensor] = {}  # of what is logged, since it was logged last; kept on the device
+    saved_at, done = start_step, start_step
+
+    def save() -> None:
+        nonlocal saved_at
+        watchdog.beat(done, "save")
+        with watch.paused():
+            feed.check()
+            summed = accounting.summed_over_ranks()
+            if rank == 0:
+                say(f"step {done}: {summed}")
+                state = {
+                    "settings": settings.model_dump(mode="json"),
+                    "data": fingerprints(corpora),
+                    "accounting": summed.to_dict(),
+                    "guard": guard.to_dict(),
+                    "affekt": __version__,
+                    "torch": torch.__version__,
+                    "world_size": world_size,
+                }
+                save_checkpoint(run / "checkpoints", done, model, optimizer, state, train.keep_last)
+            dist.barrier()
+        saved_at = done
+
     for step in range(start_step, total_steps):
+        watchdog.beat(step, "data")
         batch = watch.wait_for(feed)
+        if leave.agreed():
+            feed.take_back()
+            break
+        watchdog.beat(step, "forward")
         masks = [mask.to(device) for mask in model.masks(batch)]  # from keys on the host, so that nothing has to wait
         inputs = preprocess(batch.to(device))
         torch.manual_seed(_step_seed(train.seed, step, rank))  # drop path; nothing else draws from torch's generator
         losses = engine(inputs, *masks)
+        watchdog.beat(step, "backward")
         engine.backward(losses["loss"])
         grad_norm = clip_gradients(model, settings.optim.clip_grad)
+        bad = optimizer.found_inf = guard.judge(step, losses["loss"], grad_norm)  # fused AdamW then does nothing
         lr = lr_at(step, total_steps, settings.optim, train.global_batch)
         for group in optimizer.param_groups:
             group["lr"] = lr
+        watchdog.beat(step, "step")
         engine.step()
 
         done = step + 1
-        sums = {k: v.detach() + sums.get(k, 0.0) for k, v in {**losses, "grad_norm": grad_norm}.items()}
+        batches[step] = batch
+        figures = {**losses, "grad_norm": grad_norm, "taken": torch.ones_like(bad)}
+        sums = {k: torch.where(bad > 0, 0.0, v.detach()) + sums.get(k, 0.0) for k, v in figures.items()}
         to_log, to_save = (done % n == 0 or done == total_steps for n in (train.log_every, train.checkpoint_every))
-        if to_log or to_save or done in first_checks:
+        if to_log or done in first_checks:
             feed.check()
-        if to_log or to_save:  # no checkpoint of a broken model takes the place of a sound one
-            values = mean_over_ranks({name: value / watch.steps for name, value in sums.items()})
-            if not all(map(math.isfinite, values.values())):
-                raise HealthError(f"step {done}: not finite: {values}; lower optim.base_lr or set optim.clip_grad")
+        if to_log or to_save or device.type == "cpu":
+            for event in guard.look():
+                if rank == 0:
+                    say(f"step {event['step']}: skipped, {event['why']}: loss {event['loss']}, limit {event['limit']}")
+                write_dump(run / "health", event, batches[event["step"]], corpora, settings, rank)
+            batches = {}
+            if guard.must_go_back():
+                back = guard.last_good(complete_checkpoints(run / "checkpoints"))
+                state, weights, moments = read_checkpoint(back)
+                model.load_state_dict(weights)
+                load_optimizer(model, optimizer, moments)
+                guard.went_back(state["step"], done, state["guard"])
+                if rank == 0:
+                    say(f"step {done}: the loss stays above its limit; back to the weights of step {state['step']}")
+                to_save = True
+        if train.replicas_every and world_size > 1 and done % train.replicas_every == 0:
+            check_replicas(done, model, optimizer)
         if to_log:
+            values = mean_over_ranks(sums)
             steps, seconds, waited = watch.lap()
+            taken = round(values.pop("taken"))
+            values = {k: v / taken for k, v in values.items() if taken}
+            values |= {"skipped": steps - taken} if taken < steps else {}
             sums = {}
             values |= {
                 "lr": lr,
@@ -178,30 +259,25 @@ def pretrain(
                 if progress:
                     progress(done, total_steps, values)
         if log and (done % train.picture_every == 0 or done == total_steps):
+            watchdog.beat(done, "picture")
             with watch.paused():
                 try:
                     reconstruction_picture(run / "pictures" / f"step-{done:08d}.png", model, inputs, *masks)
                 except OSError as error:
                     say(f"step {done}: no picture of reconstructions: {error}; training goes on")
         if to_save:
-            with watch.paused():
-                summed = accounting.summed_over_ranks()
-                if rank == 0:
-                    say(f"step {done}: {summed}")
-                    state = {
-                        "settings": settings.model_dump(mode="json"),
-                        "data": fingerprints(corpora),
-                        "accounting": summed.to_dict(),
-                        "affekt": __version__,
-                        "torch": torch.__version__,
-                        "world_size": world_size,
-                    }
-                    save_checkpoint(run / "checkpoints", done, model, optimizer, state, train.keep_last)
-                dist.barrier()
+            save()
+        leave.begin()
+    if leave.heard and done > saved_at:
+        guard.look()
+        save()
+    stopped_at = done if leave.heard and done < total_steps else None
     summed = accounting.summed_over_ranks()
     if log:
-        log.finish(summed.to_dict())
+        log.finish(summed.to_dict(), guard.actions, stopped_at)
         lock.close()
+    if stopped_at is not None:
+        raise leave.stopped(f"at step {done} of {total_steps}")
     accounting.check(data.skip_budget, finished=True)
     return run
 
