@@ -228,7 +228,7 @@ def inspect(
 
 @app.command()
 def pretrain(
-    config: Config,
+    config: Annotated[str | None, typer.Argument(help="As for probe; none with --replay.", show_default=False)] = None,
     overrides: Overrides = None,
     resume: Annotated[
         str | None, typer.Option(help="auto (go on or begin), latest (go on), or the path of a checkpoint.")
@@ -236,14 +236,20 @@ def pretrain(
     allow_change: Annotated[
         list[str] | None, typer.Option(help="A setting that may differ from the resumed run's; can be repeated.")
     ] = None,
+    replay: Annotated[Path | None, typer.Option(help="Do a skipped step of RUN/health again, clip by clip.")] = None,
     print_config: PrintConfig = False,
     as_json: AsJson = False,
 ) -> None:
     """Learn from shards without labels; several processes with `torchrun -m affekt pretrain ...`."""
-    path = _experiment(config)
+    if replay:
+        from affekt.pretrain.replay import replay as again
+        from affekt.pretrain.replay import told
+
+        result = again(replay, [*([config] if config else []), *(overrides or [])])
+        return _answer(as_json, result, told(result))
     from affekt.pretrain.settings import PretrainSettings
 
-    settings = PretrainSettings.read(path, overrides or [])
+    settings = PretrainSettings.read(_experiment(config or ""), overrides or [])
     if print_config:
         print(settings.explained(), end="")
         return

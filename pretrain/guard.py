@@ -19,7 +19,7 @@ from affekt.data.errors import HealthError
 from affekt.data.settings import Settings
 
 SMALLEST_MAD = 0.01  # of the median: where the losses hardly vary, a spike is still no less than `mads` percent
-SOUND, SPIKE, NOT_FINITE = 0, 1, 2
+SOUND, SPIKE, NOT_FINITE, OVERFLOW = 0, 1, 2, 3
 WHY = {SPIKE: "spike", NOT_FINITE: "not finite"}
 
 
@@ -38,29 +38,45 @@ class GuardSettings(Settings):
     )
 
 
+class GoBack(Exception):
+    """The weights go back to a checkpoint; training goes on at `step`, and the steps between are left out."""
+
+    def __init__(self, checkpoint: Path, step: int, actions: list[dict[str, Any]], accounting: dict[str, Any]):
+        super().__init__(f"step {step}: the loss stays above its limit; back to the weights of {checkpoint.name}")
+        self.checkpoint, self.step, self.actions, self.accounting = checkpoint, step, actions, accounting
+
+    def onwards(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What replaces values of the checkpoint's state, to go on from."""
+        action = {"step": self.step, "action": "rollback", "to": state["step"], "why": WHY[SPIKE]}
+        guard = {**state["guard"], "row": [], "actions": [*self.actions, action]}
+        return {"step": self.step, "accounting": self.accounting, "guard": guard}
+
+
 class Guard:
     """Judges every step, and keeps the `actions` that were taken: they are in each checkpoint and in the summary."""
 
-    def __init__(self, settings: GuardSettings, device: torch.device, saved: dict[str, Any] | None = None):
-        self.settings, self.device = settings, device
-        self.actions: list[dict[str, Any]] = list((saved or {}).get("actions", []))
-        self._restore(saved or {})
+    def __init__(
+        self, settings: GuardSettings, device: torch.device, saved: dict[str, Any] | None = None, scaled: bool = False
+    ):
+        """`scaled`: the loss is scaled up for fp16, so that gradients overflow now and then, which is no illness."""
+        self.settings, self._scaled = settings, scaled
+        saved = saved or {"losses": [], "row": [], "actions": []}
+        self.actions: list[dict[str, Any]] = list(saved["actions"])
+        self._row: list[dict[str, Any]] = list(saved["row"])  # the skips since the last sound step
+        losses = saved["losses"][-settings.window :]
+        padding = [float("nan")] * (settings.window - len(losses))
+        self._losses = torch.tensor(padding + losses, dtype=torch.float32, device=device)
         self._pending: list[tuple[int, Tensor]] = []
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        losses = saved.get("losses", [])[-self.settings.window :]
-        padding = [float("nan")] * (self.settings.window - len(losses))
-        self._losses = torch.tensor(padding + losses, dtype=torch.float32, device=self.device)
-        self._row: list[dict[str, Any]] = list(saved.get("row", []))  # the skips since the last sound step
 
     def judge(self, step: int, loss: Tensor, grad_norm: Tensor) -> Tensor:
         """A scalar on the device, the same on all ranks: 1.0 where this step must not be taken, else 0.0."""
         own = loss.detach().float()
         grad_norm = grad_norm.detach().float().to(own.device)
-        mean = own + 0 * grad_norm  # a norm that is not finite on one rank makes the sum of all so
+        sums = torch.stack([own, 0 * grad_norm])  # 0, or NaN for a norm that is not finite
         if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(mean)
-            mean = mean / dist.get_world_size()
+            dist.all_reduce(sums)
+            sums = sums / dist.get_world_size()
+        mean, broken = sums.unbind()
         verdict, limit = mean.new_zeros(()), mean.new_full((), float("inf"))
         if self.settings.mads is not None:
             median = self._losses.nanmedian()
@@ -68,6 +84,7 @@ class Guard:
             enough = self._losses.isfinite().sum() >= self.settings.window // 2
             limit = torch.where(enough, median + self.settings.mads * mad, limit)
             verdict = torch.where(mean > limit, SPIKE, verdict)
+        verdict = torch.where(broken.isfinite(), verdict, OVERFLOW if self._scaled else NOT_FINITE)
         verdict = torch.where(mean.isfinite(), verdict, NOT_FINITE)
         bad = verdict > SOUND
         self._losses = torch.where(bad, self._losses, torch.cat([self._losses[1:], mean.view(1)]))
@@ -83,6 +100,7 @@ class Guard:
         for (step, _), (verdict, mean, norm, limit, own) in zip(self._pending, rows, strict=True):
             if verdict == SOUND:
                 self._row = []
+            if verdict in (SOUND, OVERFLOW):
                 continue
             figures = {"loss": mean, "grad_norm": norm, "limit": limit}
             action = {"step": step, "action": "skip", "why": WHY[int(verdict)], **finite_or_text(figures)}
@@ -125,12 +143,6 @@ class Guard:
             f"the loss left its range at step {first}, and no checkpoint from before is left to go back to; lower "
             "optim.base_lr, or save more often (train.checkpoint_every)"
         )
-
-    def went_back(self, to: int, step: int, saved: dict[str, Any]) -> None:
-        """The weights are those of step `to`; training goes on with `step`, and never sees what lies between."""
-        self.actions.append({"step": step, "action": "rollback", "to": to, "why": self._row[-1]["why"]})
-        self._restore(saved)
-        self._row = []
 
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint; to be asked for after a look."""

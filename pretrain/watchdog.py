@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from affekt.data.errors import AffektError, LostRankError
 from affekt.data.files import replace_text
 
@@ -42,14 +44,13 @@ class Watchdog:
         """The main thread begins `phase` of a step."""
         self._own |= {"step": step, "phase": phase, "beats": self._own["beats"] + 1}
 
-    def clear(self) -> None:
-        """Rank 0, before any rank starts: forget the heartbeats of an earlier run."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in (*self.folder.glob("rank-*.json"), self._alarm):
-            path.unlink(missing_ok=True)
-
     def start(self) -> None:
-        if self.limit is not None:
+        """All ranks call it, when the folder of the run is there and theirs."""
+        if self.limit is not None and self._thread is None:
+            if self.rank == 0:
+                self._clear()
+            if self.world_size > 1:
+                dist.barrier()
             self._write()
             self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
             self._thread.start()
@@ -65,6 +66,12 @@ class Watchdog:
                 self._close(f"{told} ({self.rank} left for that reason)")
                 raise LostRankError(f"{told}; start all processes again with --resume auto") from error
         self._close("done" if error is None else f"{type(error).__name__}: {error}")
+
+    def _clear(self) -> None:
+        """Forget what an earlier run left here."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in (*self.folder.glob("rank-*.json"), self._alarm):
+            path.unlink(missing_ok=True)
 
     def _close(self, left: str) -> None:
         self._closed.set()
