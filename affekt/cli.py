@@ -228,7 +228,7 @@ def inspect(
 
 @app.command()
 def pretrain(
-    config: Annotated[str | None, typer.Argument(help="As for probe; none with --replay.", show_default=False)] = None,
+    config: Config = "",
     overrides: Overrides = None,
     resume: Annotated[
         str | None, typer.Option(help="auto (go on or begin), latest (go on), or the path of a checkpoint.")
@@ -242,14 +242,13 @@ def pretrain(
 ) -> None:
     """Learn from shards without labels; several processes with `torchrun -m affekt pretrain ...`."""
     if replay:
-        from affekt.pretrain.replay import replay as again
-        from affekt.pretrain.replay import told
+        from affekt.pretrain.replay import replay_step, told
 
-        result = again(replay, [*([config] if config else []), *(overrides or [])])
+        result = replay_step(replay, [item for item in (config, *(overrides or [])) if item])
         return _answer(as_json, result, told(result))
     from affekt.pretrain.settings import PretrainSettings
 
-    settings = PretrainSettings.read(_experiment(config or ""), overrides or [])
+    settings = PretrainSettings.read(_experiment(config or "CONFIG"), overrides or [])
     if print_config:
         print(settings.explained(), end="")
         return

@@ -61,7 +61,7 @@ def _clips(batch: Batch, corpora: Sequence[Corpus]) -> list[dict[str, Any]]:
     return clips
 
 
-def replay(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def replay_step(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Do the step of a dump again, in this process alone: `{"step", "why", "weights", "ranks", "clips"}`.
 
     Each rank's rows go through the model as they did, but for the contrast, whose negatives are theirs alone; then each
