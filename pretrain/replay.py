@@ -21,6 +21,7 @@ from affekt.data.transforms import Inputs, Preprocess
 from affekt.pretrain.checkpoint import complete_checkpoints, read_checkpoint
 from affekt.pretrain.guard import finite_or_text
 from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.log import say
 from affekt.pretrain.masks import Mask
 from affekt.pretrain.mixture import open_corpora
 from affekt.pretrain.settings import PretrainSettings
@@ -44,7 +45,10 @@ def write_dump(
             "ranks": [{"rank": number, **part} for number, part in enumerate(parts)],
             "settings": settings.model_dump(mode="json"),
         }
-        write_text(folder / f"step-{event['step']:08d}.json", json.dumps(dump, indent=1, ensure_ascii=False))
+        path = folder / f"step-{event['step']:08d}.json"
+        write_text(path, json.dumps(dump, indent=1, ensure_ascii=False))
+        figures = f"loss {event['loss']}, limit {event['limit']}, gradient norm {event['grad_norm']}"
+        say(f"step {event['step']}: skipped ({event['why']}): {figures}; affekt pretrain --replay {path}")
 
 
 def _clips(batch: Batch, corpora: Sequence[Corpus]) -> list[dict[str, Any]]:
@@ -146,6 +150,8 @@ def told(result: dict[str, Any]) -> str:
     lines = [f"step {result['step']}, skipped as {result['why']}; weights: {result['weights']}"]
     for part in result["ranks"]:
         lines.append(f"rank {part['rank']}: {_figures(part)}")
+    if not any(part["not_finite"] for part in (*result["ranks"], *result["clips"])):
+        lines.append("everything is finite here: look at the losses, the weights (older ones?) or the machine")
     by_loss = sorted(result["clips"], key=lambda clip: (not clip["not_finite"], -float(clip["loss"])))
     lines += [f"{clip['id']} ({clip['shard']}): {_figures(clip)}" for clip in by_loss]
     return "\n".join(lines)
