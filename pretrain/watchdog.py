@@ -140,12 +140,16 @@ class Watchdog:
             if known["rank"] != self.rank and _is_here(known["process"]) and not _is_gone(known["process"]):
                 with contextlib.suppress(OSError):
                     os.kill(known["pid"], signal.SIGCONT)
+        if not alarm:
+            time.sleep(3 * LOOK_SECONDS)  # or the others would notice that this one left, before they look here
         os._exit(LostRankError.exit_code)
 
     def _who_left(self, text: str) -> str:
         """Which rank this error comes of, if any; it may take a moment until that is known."""
         broken = any(word in text.lower() for word in BROKEN)
         for _ in range(round(GONE_SECONDS / LOOK_SECONDS)):
+            if self._thread and (alarm := _read(self._alarm)):
+                self._end(str(alarm["told"]))
             for known in self._ranks().values() if self._thread else ():
                 if known["rank"] != self.rank and (known["left"] or _is_gone(known["process"])):
                     return _about_gone(known)

@@ -36,7 +36,7 @@ def not_finite(rig: Rig, rounds: int) -> tuple[int, int, str]:
     return passed, rounds, f"{dumps} dumps; six in a row: exit codes {last.codes}"
 
 
-GUARD = ("train.guard.window=8", "train.guard.max_skips=1", "train.guard.mads=5", "train.steps=24")
+GUARD = ("train.guard.window=8", "train.guard.max_skips=1", "train.guard.mads=5")
 
 
 def spikes(rig: Rig, rounds: int) -> tuple[int, int, str]:
@@ -44,10 +44,12 @@ def spikes(rig: Rig, rounds: int) -> tuple[int, int, str]:
     before, past the steps since, and then bit by bit a run that never saw them; a second time it ends with code 4."""
     kinds = [("batch", 2), ("rate", 1)]
     places = [9, 14, 10, 17, 13, 18, 11, 15]
-    cases = [(kinds[n % 2], places[n % len(places)]) for n in range(rounds - rounds // 5)]
+    second = max(1, rounds // 5)
+    cases = [(kinds[n % 2], places[n % len(places)]) for n in range(rounds - second)]
     runs = [(str(rig.new()), kind, list(range(at, at + many))) for (kind, many), at in cases]
-    again = [(str(rig.new()), "batch", [9, 10, 17 + n, 18 + n]) for n in range(rounds // 5)]
-    rig.call(sick.spiking, runs + again, str(rig.config), *GUARD).wait()
+    again = [(str(rig.new()), "batch", [9, 10, 13 + n, 14 + n]) for n in range(second)]
+    settings = (str(rig.config), *GUARD, f"train.steps={24 if rounds > 2 else 16}")
+    rig.call(sick.spiking, runs + again, *settings).wait()
     twins, failed = [], []
     for folder, kind, steps in runs:
         actions = [a for a in _guard(Path(folder)) if a["action"] == "rollback"]
@@ -56,7 +58,7 @@ def spikes(rig: Rig, rounds: int) -> tuple[int, int, str]:
         else:
             failed.append(f"{kind} at {steps}: {actions}")
     straight = [(twin, "left out", list(steps)) for _, twin, steps in twins]
-    rig.call(sick.spiking, straight, str(rig.config), *GUARD).wait()
+    rig.call(sick.spiking, straight, *settings).wait()
     for folder, twin, steps in twins:
         if odd := _other_weights(Path(folder), Path(twin)):
             failed.append(f"{steps}: {odd}")
