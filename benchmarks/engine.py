@@ -129,14 +129,14 @@ def compare(
     return a / b
 
 
-def largest_differences(rig: Rig, worlds: tuple[int, ...] = (1, 2)) -> dict[int, dict[int, float]]:
+def largest_differences(rig: Rig, worlds: tuple[int, ...] = (1, 2), steps: int = STEPS) -> dict[int, dict[int, float]]:
     """{processes: {stage: the largest relative difference of a loss from plain PyTorch's}}."""
     found: dict[int, dict[int, float]] = {}
     for ranks in worlds:
         traces = {}
         for stage in STAGES:
             file = rig.new("trace")
-            job = rig.call(trace, stage, file, ranks=ranks)
+            job = rig.call(trace, stage, steps, file, ranks=ranks)
             job.wait()
             if any(job.codes):
                 raise RuntimeError(job.told)
@@ -148,8 +148,8 @@ def largest_differences(rig: Rig, worlds: tuple[int, ...] = (1, 2)) -> dict[int,
     return found
 
 
-def trace(stage: int | None, file: Path) -> None:
-    """Write the losses of STEPS steps; the work of one process."""
+def trace(stage: int | None, steps: int, file: Path) -> None:
+    """Write the losses of so many steps; the work of one process."""
     torch.set_num_threads(1)
     rank, world_size, device = start_processes()
     torch.manual_seed(0)
@@ -159,8 +159,8 @@ def trace(stage: int | None, file: Path) -> None:
     inputs, masks = synthetic(model.settings, rank * share + torch.arange(share), device)
     engine = None if stage is None else Engine(model, optimizer, share, "fp32", stage=stage, clip=RECIPE.clip_grad)
     losses = []
-    for step in range(STEPS):
-        lr = lr_at(step, STEPS, RECIPE, BATCH)
+    for step in range(steps):
+        lr = lr_at(step, steps, RECIPE, BATCH)
         loss = (engine or model)(inputs, *masks)["loss"]
         if engine:
             engine.backward(loss)
