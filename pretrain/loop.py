@@ -135,7 +135,7 @@ def pretrain(
         write_text(run / "settings.yaml", settings.to_yaml())
         write_text(run / SEEN_FILE, json.dumps(stamped(seen), ensure_ascii=False))
         log.start(settings, model, world_size, str(device), precision, total_steps)
-        for line in notes(corpora, window, loader.shares):
+        for line in notes(corpora, window, loader.shares, s.contrast_exclude == "speaker"):
             say(line)
 
     model.train()
