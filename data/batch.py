@@ -54,6 +54,13 @@ class Batch:
         frames = (self.audio_valid - FRAME_LENGTH).div(FRAME_SHIFT, rounding_mode="floor") + 1
         return frames.clamp(0, mel_frames)
 
+    def parts(self, count: int) -> list["Batch"]:
+        """Its rows in `count` batches of the same size; views of one clip stay together. `skipped` is left behind."""
+        rows = len(self.ids) // count
+        assert rows * count == len(self.ids) and rows % self.repeats == 0, f"{len(self.ids)} rows in {count} parts"
+        cuts = [slice(start, start + rows) for start in range(0, len(self.ids), rows)]
+        return [replace(self._each(lambda x, cut=cut: x[cut]), ids=self.ids[cut], skipped=[]) for cut in cuts]
+
     def _each(self, function) -> "Batch":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: function(x) for name, x in values.items() if isinstance(x, Tensor)})

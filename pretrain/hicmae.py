@@ -168,8 +168,18 @@ class HiCMAE(nn.Module):
         mask_audio = random_mask(batch.keys, math.prod(s.grid_audio), s.mask_ratio_audio, valid)
         return mask_video, mask_audio
 
-    def forward(self, inputs: Inputs, mask_video: Mask, mask_audio: Mask) -> dict[str, Tensor]:
-        """`{"loss", "loss_video", "loss_audio", "loss_contrast"}`, scalars, those that the streams allow."""
+    def tokens(self, batch: Batch, mask_video: Mask, mask_audio: Mask) -> Tensor:
+        """float32 (2,): of how many hidden tokens of video and of sound a batch has an error."""
+        s = self.settings
+        video = batch.has_video.sum() * mask_video.ids_mask.shape[1]
+        real = valid_audio_tokens(batch.audio_frames(s.mel_frames), s).gather(1, mask_audio.ids_mask)
+        return torch.stack([video, (real & batch.has_audio[:, None]).sum()]).float()
+
+    def forward(
+        self, inputs: Inputs, mask_video: Mask, mask_audio: Mask, tokens: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`{"loss", "loss_video", "loss_audio", "loss_contrast"}`, scalars, those that the streams allow. `tokens` (2,)
+        where a batch comes in parts: `tokens` of all parts of all ranks, averaged."""
         s = self.settings
         targets = self.targets(inputs, mask_video, mask_audio)  # first: its copies are gone when activations pile up
         taps, encoded = self.encode(inputs, mask_video, mask_audio)
@@ -178,11 +188,13 @@ class HiCMAE(nn.Module):
         losses = {}
         if "video" in predictions:
             weight = inputs.has_video[:, None].float().expand(-1, targets["video"].shape[1])
-            losses["loss_video"] = reconstruction_loss(predictions["video"], targets["video"], weight)
+            total = None if tokens is None else tokens[0]
+            losses["loss_video"] = reconstruction_loss(predictions["video"], targets["video"], weight, total)
         if "audio" in predictions:
             real = valid_audio_tokens(inputs.audio_frames, s).gather(1, mask_audio.ids_mask)
             weight = (real & inputs.has_audio[:, None]).float()
-            losses["loss_audio"] = reconstruction_loss(predictions["audio"], targets["audio"], weight)
+            total = None if tokens is None else tokens[1]
+            losses["loss_audio"] = reconstruction_loss(predictions["audio"], targets["audio"], weight, total)
         losses["loss"] = sum(losses.values())
         if s.streams == "both":
             losses["loss_contrast"] = self.contrast(*pairs)

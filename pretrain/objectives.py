@@ -10,16 +10,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor, tokens: Tensor | None = None) -> Tensor:
     """Mean squared error over the hidden tokens that exist.
 
     `prediction`, `target` (B, M, P); `weight` (B, M) is 0 for padding and for clips without the stream, else 1. The
     mean runs over the tokens of the global batch: on several ranks the average of the ranks' values is the loss of
-    one process with the whole batch.
+    one process with the whole batch. Where that batch comes in parts, `tokens` is the mean of `weight.sum()` over all
+    parts of all ranks, and the mean of the parts' values is the loss.
     """
     per_token = _SquaredDistance.apply(prediction, _full(target))
-    total = weight.sum() * target.shape[-1]
-    if _world_size() > 1:
+    total = (weight.sum() if tokens is None else tokens) * target.shape[-1]
+    if tokens is None and _world_size() > 1:
         dist.all_reduce(total)
         total = total / _world_size()
     return (per_token * weight).sum() / total.clamp(min=1e-6)
