@@ -1,7 +1,7 @@
 """HiCMAE (Sun et al., Information Fusion 2024): hierarchical contrastive masked autoencoder for video with sound."""
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -126,6 +126,18 @@ class HiCMAESettings(Settings):
         return [name for name in idle[self.streams] if getattr(self, name) != type(self).model_fields[name].default]
 
 
+class Whole(NamedTuple):
+    """What a part of a batch has to know of the others (`pretrain.parts`).
+
+    `tokens` (2,): `HiCMAE.tokens` of all parts of all ranks, averaged. `contrast` (): the loss over them all, and
+    `gradient` (B, 2, K, D): its gradient for this part's features times the number of parts; None without a contrast.
+    """
+
+    tokens: Tensor
+    contrast: Tensor | None
+    gradient: Tensor | None
+
+
 class HiCMAE(nn.Module):
     """Two encoders, a fusion encoder and two decoders; `forward` gives the loss and its parts.
 
@@ -176,34 +188,47 @@ class HiCMAE(nn.Module):
         return torch.stack([video, (real & batch.has_audio[:, None]).sum()]).float()
 
     def forward(
-        self, inputs: Inputs, mask_video: Mask, mask_audio: Mask, tokens: Tensor | None = None
+        self,
+        inputs: Inputs,
+        mask_video: Mask,
+        mask_audio: Mask,
+        whole: Whole | None = None,
+        only_features: bool = False,
     ) -> dict[str, Tensor]:
-        """`{"loss", "loss_video", "loss_audio", "loss_contrast"}`, scalars, those that the streams allow. `tokens` (2,)
-        where a batch comes in parts: `tokens` of all parts of all ranks, averaged."""
-        s = self.settings
+        """`{"loss", "loss_video", "loss_audio", "loss_contrast"}`, scalars, those that the streams allow. With `whole`
+        the inputs are a part of a batch, and the mean over its parts is the loss of the batch. `only_features` gives
+        `{"features"}`, what the contrast is between, alone."""
+        s, tokens = self.settings, whole.tokens if whole else (None, None)
+        if only_features:
+            taps, _ = self.encode(inputs, mask_video, mask_audio)
+            return {"features": self.features(taps, mask_audio)}
         targets = self.targets(inputs, mask_video, mask_audio)  # first: its copies are gone when activations pile up
         taps, encoded = self.encode(inputs, mask_video, mask_audio)
-        pairs = self.pairs(inputs, taps, mask_audio) if s.streams == "both" else None
+        pairs = None
+        if s.streams == "both":
+            features = self.features(taps, mask_audio)
+            pairs = None if whole else self.gathered(features, self.numbers(inputs))
         predictions = self.decode(encoded, taps, mask_video, mask_audio)
         losses = {}
         if "video" in predictions:
             weight = inputs.has_video[:, None].float().expand(-1, targets["video"].shape[1])
-            total = None if tokens is None else tokens[0]
-            losses["loss_video"] = reconstruction_loss(predictions["video"], targets["video"], weight, total)
+            losses["loss_video"] = reconstruction_loss(predictions["video"], targets["video"], weight, tokens[0])
         if "audio" in predictions:
             real = valid_audio_tokens(inputs.audio_frames, s).gather(1, mask_audio.ids_mask)
             weight = (real & inputs.has_audio[:, None]).float()
-            total = None if tokens is None else tokens[1]
-            losses["loss_audio"] = reconstruction_loss(predictions["audio"], targets["audio"], weight, total)
+            losses["loss_audio"] = reconstruction_loss(predictions["audio"], targets["audio"], weight, tokens[1])
         losses["loss"] = sum(losses.values())
-        if s.streams == "both":
+        if pairs:
             losses["loss_contrast"] = self.contrast(*pairs)
+        elif whole and whole.contrast is not None:
+            pulled = (features * whole.gradient).sum()
+            losses["loss_contrast"] = whole.contrast + pulled - pulled.detach()
+        if "loss_contrast" in losses:
             losses["loss"] = losses["loss"] + s.contrast_weight * losses["loss_contrast"]
         return losses
 
-    def pairs(self, inputs: Inputs, taps: dict[str, list[Tensor]], mask_audio: Mask) -> tuple[Gather, Gather]:
-        """What the contrast is between, on its way from all ranks: features (B, 2, K, D) of video and audio, for each
-        tap the mean of its tokens, and int64 (B, 3) of each clip: whether it has both, its number, its speaker's."""
+    def features(self, taps: dict[str, list[Tensor]], mask_audio: Mask) -> Tensor:
+        """What the contrast is between: (B, 2, K, D) of video and audio, for each tap the mean of its tokens."""
         s = self.settings
         features = {
             "video": [tap.mean(1) for tap in taps["video"]],
@@ -212,12 +237,18 @@ class HiCMAE(nn.Module):
         if s.projector_dim:
             for stream, heads in (("video", self.projector_video), ("audio", self.projector_audio)):
                 features[stream] = [head(x) for head, x in zip(heads, features[stream], strict=True)]
-        stacked = torch.stack([torch.stack(x, 1) for x in features.values()], 1)
+        return torch.stack([torch.stack(x, 1) for x in features.values()], 1)
+
+    def numbers(self, inputs: Inputs) -> Tensor:
+        """What the contrast asks of each clip, int64 (B, 3): whether it has both streams, its number, its speaker's."""
         paired = inputs.has_video & inputs.has_audio & (inputs.audio_frames > 0)
         none = torch.full_like(inputs.audio_frames, -1)
-        numbers = [paired.long(), *(none if x is None else x for x in (inputs.clip, inputs.speaker))]
-        across = s.contrast_negatives == "global"
-        return Gather(stacked, across, half=True), Gather(torch.stack(numbers, 1), across)
+        return torch.stack([paired.long(), *(none if x is None else x for x in (inputs.clip, inputs.speaker))], 1)
+
+    def gathered(self, features: Tensor, numbers: Tensor) -> tuple[Gather, Gather]:
+        """Both on their way from all ranks."""
+        across = self.settings.contrast_negatives == "global"
+        return Gather(features, across, half=True), Gather(numbers, across)
 
     def contrast(self, features: Gather, numbers: Gather) -> Tensor:
         """Hierarchical cross-modal contrast (HiCMAE section 3.3): one loss per tap on the means of its tokens."""

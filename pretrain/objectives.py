@@ -18,7 +18,7 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor, toke
     one process with the whole batch. Where that batch comes in parts, `tokens` is the mean of `weight.sum()` over all
     parts of all ranks, and the mean of the parts' values is the loss.
     """
-    per_token = _SquaredDistance.apply(prediction, _full(target))
+    per_token = _SquaredDistance.apply(prediction, full(target))
     total = (weight.sum() if tokens is None else tokens) * target.shape[-1]
     if tokens is None and _world_size() > 1:
         dist.all_reduce(total)
@@ -71,7 +71,7 @@ def contrastive_loss(
     kind = video.device.type
     exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
     with exact:  # bf16 would round logits near 14 to multiples of 0.06
-        video, audio = _full(video), _full(audio)
+        video, audio = full(video), full(audio)
         if center:
             weight = paired[:, None] / paired.sum().clamp(min=1)
             video, audio = (x - (x * weight).sum(-2, keepdim=True) for x in (video, audio))
@@ -91,7 +91,7 @@ def contrastive_loss(
         return 0.5 * (loss * paired[rows]).sum(-1) * (len(paired) / len(labels)) / count
 
 
-def _full(x: Tensor) -> Tensor:
+def full(x: Tensor) -> Tensor:
     """Losses are computed in float32 at least."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
