@@ -293,3 +293,26 @@ def test_a_source_that_breaks_off_while_it_is_measured_says_where(tmp_path, monk
     with pytest.raises(MediaError, match=r"a\.ts: cannot be read after (1\.9|2)") as error:
         measure(Clip("a", film), Limits())
     assert error.value.cause == "damaged" and opened
+
+
+def test_a_row_that_ends_after_its_file_is_flagged(tmp_path, capsys):
+    loud_film(tmp_path / "film.mp4", 3.0)
+    soundfile.write(tmp_path / "talk.wav", tone(3.0), 16_000)
+    (tmp_path / "frames").mkdir()
+    for number in range(75):
+        (tmp_path / "frames" / f"{number}.jpg").write_bytes(simplejpeg.encode_jpeg(gray(number)))
+    rows = ["whole,,", "within,1,2", "exact,1,3", "rounded,1,3.06", "beyond,1,4", "far,0,60"]
+    lines = [f"{path},{path[:4]}_{row}\n" for path in ("film.mp4", "talk.wav", "frames") for row in rows]
+    (tmp_path / "m.csv").write_text("path,id,start,end\n" + "".join(lines))
+    flagged = {}
+    for longest in (10.0, 1.2):  # in one piece, and in parts
+        summary = prepare(tmp_path / "m.csv", tmp_path / f"{longest}", settings(max_duration=longest), workers=2)
+        samples = ShardIndex.open(tmp_path / f"{longest}").samples
+        flagged[longest] = [sample.id for sample in samples if "ends_early" in sample.flags]
+        assert summary["flags"]["ends_early"] == 6 and "cut" not in summary["flags"]
+        assert sum(s.duration for s in samples if "_far" in s.id) == pytest.approx(9.0, abs=0.1)
+    names = ("film", "talk", "fram")
+    assert flagged[10.0] == [f"{name}_{row}" for name in names for row in ("beyond", "far")]
+    assert flagged[1.2] == [f"{name}_{row}" for name in names for row in ("beyond@001", "far@002")]
+    run(["inspect", str(tmp_path / "10.0"), "--workers", "1"])
+    assert "ends_early 6" in capsys.readouterr().out

@@ -38,13 +38,16 @@ def cut(clip: Clip, begin: float, end: float, longest: float, fps: int) -> list[
     """The fewest parts of equal length, a frame more or less, that last at most `longest` seconds each.
 
     Equal parts leave no short rest. Their frames are those of the whole: all begin on its ticks. Their ids are the
-    clip's with `@000` and so on; ids of a manifest hold no `@`, so they meet no other one.
+    clip's with `@000` and so on; ids of a manifest hold no `@`, so they meet no other one. A clip whose own end lies
+    beyond `end` asks for more than there is, and so does its last part.
     """
     frames = (end - begin) * fps
     if frames <= longest * fps + 1 or math.isinf(frames):
         return [clip]
     count = math.ceil(frames / max(math.floor(longest * fps), 1) - 1e-6)
     at = [round(begin + round(frames * part / count) / fps, 9) for part in range(count)] + [round(end, 9)]
+    if clip.end is not None:
+        at[-1] = round(min(clip.end, at[-2] + longest), 9)
     names = (f"{clip.id}@{part:03d}" for part in range(count))
     return [
         dataclasses.replace(clip, id=name, start=a, end=b) for name, a, b in zip(names, at[:-1], at[1:], strict=True)
