@@ -145,7 +145,10 @@ def test_mistakes_in_other_manifests_name_file_and_line(folder):
             "line 2: `deep/c.MKV,calm` has commas or semicolons between its fields",
         ),
         "b.txt": ("a.mp4, calm\n", "line 1: `a.mp4, calm` has commas"),
-        "c.txt": ("path;label\na.mp4;calm\n", "expected `path [audio] label` with spaces; a CSV manifest begins with"),
+        "c.txt": (
+            "path;label\na.mp4;calm\n",
+            "with spaces; a CSV manifest, which `affekt prepare` reads, ends in .csv",
+        ),
         "d.txt": ("frames,3\n", "line 1: `frames,3` has commas"),
         "e.lst": ("Video audio label\na.mp4 b.wav 3\n", "line 1: `Video audio label` is a header"),
     }
