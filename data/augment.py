@@ -5,7 +5,6 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from affekt.data.decode import View
 from affekt.data.order import uniform
 from affekt.data.settings import Settings
 
@@ -40,14 +39,8 @@ class Augment(Settings):
             left, right = right, left
         return left, y / size, right, (y + height) / size
 
-    def sound(self, view: View, seed: int, epoch: int, clip: str) -> View:
-        """The view with its sound shifted and multiplied. The 10th of 19 sorted uniform numbers has Beta(10, 10)."""
-        audio = view.audio
-        if audio is None:
-            return view
-        if self.roll:
-            shift = int(uniform(1, seed, epoch, clip, "roll")[0] * view.audio_valid)
-            audio = np.concatenate((np.roll(audio[: view.audio_valid], shift), audio[view.audio_valid :]))
-        if self.gain:
-            audio = audio * np.float32(np.sort(uniform(19, seed, epoch, clip, "gain"))[9] + 0.5)
-        return view._replace(audio=audio)
+    def sound(self, samples: int, seed: int, epoch: int, clip: str) -> tuple[float, int]:
+        """What the device multiplies the sound by, and by how many of its samples it turns it round
+        (`transforms.vary_sound`). The 10th of 19 sorted uniform numbers has Beta(10, 10)."""
+        gain = float(np.sort(uniform(19, seed, epoch, clip, "gain"))[9]) + 0.5 if self.gain else 1.0
+        return gain, int(uniform(1, seed, epoch, clip, "roll")[0] * samples) if self.roll else 0

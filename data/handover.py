@@ -3,15 +3,16 @@
 Torch would put every tensor of every batch into new shared memory, which the kernel hands out and clears page by page,
 and open a connection for each: half of a worker's time. Here a worker keeps a few blocks. It copies a batch into one
 that is free and sends where it lies; the trainer maps the block, and marks it free when the last tensor of the batch is
-gone. A trainer that keeps its batches only makes the worker take more blocks. They have no names, so that nothing is
-left behind whatever dies, and do not count against /dev/shm.
+gone. A trainer that keeps its batches only makes the worker take more blocks, which both let go when it has had no use
+for them for a while. They have no names, so that nothing is left behind whatever dies, and do not count against
+/dev/shm.
 """
 
 import mmap
 import os
 import sys
 import weakref
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,18 @@ from affekt.data.errors import DataError
 
 POSSIBLE = sys.platform == "linux"  # memfd_create, and opening what another process has open through /proc
 START = 64  # bytes before the tensors, of which the first is 1 while the trainer has the block; and what they align to
+IDLE = 64  # batches after which a block that none of them needed goes
 
 Opened = dict[tuple[int, int], tuple[int, mmap.mmap]]  # process, descriptor -> number and block, mapped once
 
 
 class Blocks:
-    """The blocks of one worker, as many as were ever away at once."""
+    """The blocks of one worker, as many as were lately away at once."""
 
     def __init__(self) -> None:
         self._blocks: dict[tuple[int, int], mmap.mmap] = {}  # (file descriptor, number) -> the block
-        self._made = 0
+        self._used: dict[tuple[int, int], int] = {}  # in which batch it was last taken
+        self._made = self._sent = 0
 
     def send(self, batch: Batch) -> "Sent":
         """Copy the tensors of a batch into a free block."""
@@ -43,21 +46,29 @@ class Blocks:
         for name, tensor in tensors.items():
             places[name] = (end, tensor.dtype, tuple(tensor.shape))
             end += -(-tensor.nbytes // START) * START
+        self._sent += 1
+        closed = self._close_idle(end)
         key = self._free(end)
+        self._used[key] = self._sent
         memory = torch.from_numpy(np.frombuffer(self._blocks[key], np.uint8))
         for name, tensor in tensors.items():
             _part(memory, *places[name]).copy_(tensor)
         memory[0] = 1
-        return Sent(os.getpid(), *key, len(memory), places, other)
+        return Sent(os.getpid(), *key, len(memory), places, other, closed)
+
+    def _close_idle(self, size: int) -> list[int]:
+        """Let go of the free blocks that are too small or have been out of use; their descriptors."""
+        free = [key for key, block in self._blocks.items() if not block[0]]
+        idle = [key for key in free if len(self._blocks[key]) < size or self._used[key] < self._sent - IDLE]
+        for key in idle:
+            del self._blocks[key], self._used[key]
+            os.close(key[0])
+        return [descriptor for descriptor, _ in idle]
 
     def _free(self, size: int) -> tuple[int, int]:
-        for key, block in list(self._blocks.items()):
-            if block[0]:
-                continue
-            if len(block) >= size:
+        for key, block in self._blocks.items():
+            if not block[0]:
                 return key
-            del self._blocks[key]
-            os.close(key[0])
         descriptor = os.memfd_create("affekt-batch")
         os.posix_fallocate(descriptor, 0, size)  # says ENOMEM here, where touching a page would kill
         self._made += 1
@@ -75,9 +86,12 @@ class Sent:
     size: int
     places: dict[str, tuple[int, torch.dtype, tuple[int, ...]]]
     other: dict[str, Any]
+    closed: list[int] = field(default_factory=list)  # descriptors of blocks that the worker has let go of
 
     def open(self, opened: Opened) -> Batch:
         """The batch, without a copy. Raises DataError when the worker is gone or files cannot be opened."""
+        for descriptor in self.closed:
+            opened.pop((self.pid, descriptor), None)
         number, block = opened.get((self.pid, self.descriptor), (0, None))
         if number != self.number:
             try:

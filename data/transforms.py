@@ -26,7 +26,8 @@ class Inputs:
 
     `has_video`, `has_audio` bool (B,): rows of a stream that a clip lacks hold nothing that may be learned from.
     `audio_frames` int64 (B,): how many frames of the log-mel are sound; the others are padding. `clip` int64 (B,): rows
-    with the same number are views of the same clip; None where all are of different ones.
+    with the same number are views of the same clip; None where all are of different ones. `speaker` int64 (B,), below 0
+    where it is not known.
     """
 
     video: Tensor | None
@@ -35,6 +36,7 @@ class Inputs:
     has_audio: Tensor
     audio_frames: Tensor
     clip: Tensor | None = None
+    speaker: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class Preprocess:
             if batch.video is not None:
                 video = normalise_picture(crop_resize(batch.video, batch.crop, self.img_size))
             if batch.audio is not None:
-                mel = log_mel(batch.audio, self.mel_bins, batch.audio_valid)
+                sound = vary_sound(batch.audio, batch.audio_valid, batch.gain, batch.roll)
+                mel = log_mel(sound, self.mel_bins, batch.audio_valid)
                 audio = normalise_mel(pad_frames(mel, frames, self.mel_frames)).unsqueeze(1)
-        return Inputs(video, audio, batch.has_video, batch.has_audio, frames, batch.clip)
+        return Inputs(video, audio, batch.has_video, batch.has_audio, frames, batch.clip, batch.speaker)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the outcome, as JSON can hold it."""
@@ -164,6 +167,15 @@ def log_mel(waveform: Tensor, mel_bins: int = 128, valid: Tensor | None = None) 
     spectrum = torch.fft.rfft(frames.mul_(window), FFT_SIZE)
     power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
     return (power @ bank).clamp_(min=EPSILON).log_()
+
+
+def vary_sound(waveform: Tensor, valid: Tensor, gain: Tensor | None, roll: Tensor | None) -> Tensor:
+    """The sound (B, S), turned round by `roll` (B,) within its `valid` (B,) samples, times `gain` (B,)."""
+    if roll is not None:
+        at = torch.arange(waveform.shape[1], device=waveform.device)
+        turned = (at - roll[:, None]) % valid.clamp(min=1)[:, None]
+        waveform = waveform.gather(1, torch.where(at < valid[:, None], turned, at))
+    return waveform if gain is None else waveform * gain[:, None]
 
 
 def pad_frames(mel: Tensor, frames: Tensor, length: int) -> Tensor:

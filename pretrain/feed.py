@@ -52,7 +52,7 @@ class Feed:
         if not self._failure:
             try:
                 batch = next(self._batches)
-            except DataError as error:
+            except AffektError as error:
                 if dist.get_world_size() == 1:
                     raise
                 self._failure = str(error)

@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 
 from affekt import __version__
-from affekt.data.accounting import FIRST_CLIPS, Accounting, device_of_collectives
-from affekt.data.batch import Batch
+from affekt.data.accounting import FIRST_CLIPS, Accounting
 from affekt.data.decode import Window
 from affekt.data.errors import CheckpointError, HealthError, SettingsError
 from affekt.data.files import write_text
@@ -24,9 +23,9 @@ from affekt.pretrain.export import start_from
 from affekt.pretrain.feed import Feed, together
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import RunLog, say
-from affekt.pretrain.masks import Mask
 from affekt.pretrain.mixture import notes, open_corpora
 from affekt.pretrain.optim import create_optimizer, lr_at
+from affekt.pretrain.parts import in_parts
 from affekt.pretrain.pictures import reconstruction_picture
 from affekt.pretrain.run_folder import claim_run, open_run
 from affekt.pretrain.saver import Saver
@@ -145,7 +144,7 @@ def pretrain(
         write_text(run / "settings.yaml", settings.to_yaml())
         write_text(run / SEEN_FILE, json.dumps(stamped(seen), ensure_ascii=False))
         log.start(settings, model, world_size, str(device), precision, total_steps)
-        for line in notes(corpora, window, loader.shares):
+        for line in notes(corpora, window, loader.shares, s.contrast_exclude == "speaker"):
             say(line)
 
     model.train()
@@ -154,18 +153,13 @@ def pretrain(
     sums: dict[str, torch.Tensor] = {}  # of what is logged, since it was logged last; kept on the device
     with saver:
         for step in range(start_step, total_steps):
-            parts = watch.wait_for(feed).parts(train.accumulate)
-            masks = [model.masks(part) for part in parts]  # from keys on the host, so that nothing has to wait
-            tokens = mean_tokens(model, parts, masks) if train.accumulate > 1 else None
+            batch = watch.wait_for(feed)
+            seeds = [_step_seed(train.seed, step, rank, part) for part in range(train.accumulate)]
             losses: dict[str, torch.Tensor] = {}  # means over the parts
-            for number, (part, part_masks) in enumerate(zip(parts, masks, strict=True)):
-                on_device = [mask.to(device) for mask in part_masks]
-                inputs = preprocess(part.to(device))
-                # Drop path; nothing else draws from torch's generator, so a resumed run needs no state of it.
-                torch.manual_seed(_step_seed(train.seed, step, rank, number))
-                of_part = engine(inputs, *on_device, tokens)
+            for inputs, masks, whole in in_parts(batch, seeds, model, engine, preprocess, device):
+                of_part = engine(inputs, *masks, whole)
                 engine.backward(of_part["loss"])
-                losses = {k: v.detach() / len(parts) + losses.get(k, 0.0) for k, v in of_part.items()}
+                losses = {k: v.detach() / train.accumulate + losses.get(k, 0.0) for k, v in of_part.items()}
             lr = lr_at(step, total_steps, settings.optim, train.global_batch)
             losses["grad_norm"] = engine.step(lr)
             saver.poll()
@@ -197,7 +191,7 @@ def pretrain(
                 with watch.paused():
                     try:
                         path = run / "pictures" / f"step-{done:08d}.png" if log else None
-                        reconstruction_picture(path, model, inputs, *on_device)
+                        reconstruction_picture(path, model, inputs, *masks)
                     except OSError as error:
                         say(f"step {done}: no picture of reconstructions: {error}; training goes on")
             if to_save:
@@ -234,14 +228,6 @@ def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
         dist.all_reduce(stacked)
         stacked /= dist.get_world_size()
     return dict(zip(values, stacked.tolist(), strict=True))
-
-
-def mean_tokens(model: HiCMAE, parts: list[Batch], masks: list[tuple[Mask, Mask]]) -> torch.Tensor:
-    """`HiCMAE.tokens` of all parts of all ranks, averaged, on the device."""
-    mine = torch.stack([model.tokens(part, *pair) for part, pair in zip(parts, masks, strict=True)]).mean(0)
-    mine = mine.to(device_of_collectives())
-    dist.all_reduce(mine)
-    return mine / dist.get_world_size()
 
 
 def _step_seed(seed: int, step: int, rank: int, part: int) -> int:

@@ -38,12 +38,13 @@ class Engine:
         import deepspeed
 
         self.stage, self.accumulate, self.clip, self._parts = stage, accumulate, clip, 0
+        self.half = _AUTOCAST.get(precision)
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulate,
             "zero_optimization": _zero(stage, offload),
             "gradient_clipping": clip if stage else 0.0,  # its default is 1.0; at stage 0 `step` clips
-            "torch_autocast": {"enabled": precision != "fp32", "dtype": _AUTOCAST.get(precision, "bfloat16")},
+            "torch_autocast": {"enabled": precision != "fp32", "dtype": str(self.half or torch.bfloat16)},
             "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is quick on a CPU, and needs no compiler
             "steps_per_print": 2**31,
         }
@@ -57,6 +58,16 @@ class Engine:
         self.loss_scale, self.steps_since_overflow = None, 0
         if precision == "fp16":
             self._set_loss_scale(FIRST_LOSS_SCALE)
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the engine computes in, for what is computed beside it."""
+        device = next(self.deepspeed.module.parameters()).device.type
+        return torch.autocast(device, self.half or torch.bfloat16, enabled=self.half is not None)
+
+    @torch.no_grad()
+    def features(self, *inputs) -> Tensor:
+        """`HiCMAE.features` of a part, through DeepSpeed, which at stage 3 has to fetch the weights."""
+        return self.deepspeed(*inputs, only_features=True)["features"]
 
     def __call__(self, *inputs):
         self._parts += 1
@@ -134,7 +145,7 @@ class Engine:
         dist.barrier()
 
 
-_AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _zero(stage: int, offload: Offload) -> dict:

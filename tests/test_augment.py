@@ -5,7 +5,7 @@ import torch
 from scipy.stats import beta, kstest
 
 from affekt.data.augment import CROP_OFFSETS, Augment
-from affekt.data.decode import View
+from affekt.data.transforms import vary_sound
 
 
 def test_crops_are_those_of_multi_scale_cropping():
@@ -28,17 +28,19 @@ def test_crops_are_those_of_multi_scale_cropping():
 
 
 def test_gain_is_beta_distributed():
-    ones = torch.ones(1).numpy()
-    gains = [float(Augment().sound(View(None, ones, 1), 0, 0, f"c{i}").audio[0]) - 0.5 for i in range(2000)]
+    gains = [Augment().sound(100, 0, 0, f"c{i}")[0] - 0.5 for i in range(2000)]
     assert kstest(gains, beta(10, 10).cdf).pvalue > 1e-4
+    assert Augment(gain=False).sound(100, 0, 0, "c1") == (1.0, 0)
 
 
 def test_roll_really_shifts_the_sound_and_not_its_padding():
-    view = View(None, np.concatenate((np.arange(1, 101, dtype=np.float32), np.zeros(20, np.float32))), 100)
-    augment, starts = Augment(gain=False, roll=True), set()
-    for number in range(300):
-        audio = augment.sound(view, 0, 0, f"c{number}").audio
-        assert not audio[100:].any() and np.array_equal(np.roll(audio[:100], int(audio[0]) - 1), view.audio[:100])
-        starts.add(int(audio[0]))
-    assert len(starts) > 80
-    assert Augment(gain=False).sound(view, 0, 0, "c1").audio is view.audio
+    rolls = [Augment(gain=False, roll=True).sound(100, 0, 0, f"c{number}")[1] for number in range(300)]
+    assert len(set(rolls)) > 80 and min(rolls) >= 0 and max(rolls) < 100
+    valid = torch.tensor([100, 37, 0, 120])
+    sound = torch.arange(1.0, 121.0).repeat(4, 1) * (torch.arange(120) < valid[:, None])
+    roll, gain = torch.tensor([rolls[0], 36, 0, 119]), torch.tensor([0.5, 1.5, 2.0, 1.0])
+    varied = vary_sound(sound, valid, gain, roll)
+    for row, length, shift, factor, before in zip(varied, valid, roll, gain, sound, strict=True):
+        expected = np.concatenate((np.roll(before[:length], int(shift)), before[length:])) * factor.numpy()
+        assert np.array_equal(row, expected)
+    assert vary_sound(sound, valid, None, None) is sound

@@ -91,6 +91,19 @@ def test_a_larger_batch_takes_the_place_of_a_free_block_that_is_too_small():
     assert len(blocks_of(os.getpid()) - before) == 1
 
 
+def test_blocks_that_are_no_longer_needed_go_on_both_sides():
+    blocks, opened, before = Blocks(), {}, blocks_of(os.getpid())
+    kept = [blocks.send(make(seed)).open(opened) for seed in range(12)]
+    assert len(blocks_of(os.getpid()) - before) == len(opened) == 12
+    two = kept[:2]
+    del kept
+    gc.collect()
+    for seed in range(handover.IDLE + 12):
+        assert same(blocks.send(make(seed)).open(opened), make(seed))
+    assert len(opened) == 3 and len(blocks_of(os.getpid()) - before) == 3  # two are kept, one goes to and fro
+    assert all(same(batch, make(seed)) for seed, batch in enumerate(two))
+
+
 def test_a_forked_process_gives_nothing_back():
     blocks, opened = Blocks(), {}
     batch = blocks.send(make(1)).open(opened)

@@ -1,6 +1,7 @@
 """Pixels and sound to inputs: each fast path beside its slow and obvious twin."""
 
 import json
+import math
 import random
 
 import pytest
@@ -190,6 +191,20 @@ def test_preprocess_of_one_stream():
     batch = batch_of_three()
     batch.audio = None
     assert Preprocess(img_size=32)(batch).audio is None
+
+
+def test_the_sound_is_varied_before_its_log_mel():
+    batch, preprocess = batch_of_three(), Preprocess(img_size=32)
+    plain = preprocess(batch).audio
+    batch.gain = torch.tensor([1.5, 0.5, 1.0])
+    louder = preprocess(batch).audio
+    loud = plain[0] > 0  # bins that the floor of the logarithm does not hold up
+    more = torch.tensor(2 * math.log(1.5) / (2 * 4.5689974))
+    assert torch.allclose(louder[0][loud] - plain[0][loud], more, atol=1e-4)
+    assert torch.equal(louder[1, :, 48:], plain[1, :, 48:]) and torch.equal(louder[2], plain[2])
+    batch.roll = torch.tensor([0, 160, 0])
+    batch.audio[1, :8000] = batch.audio[1, :8000].roll(-160)  # turned back, so that nothing has changed in the end
+    assert torch.equal(preprocess(batch).audio, louder)
 
 
 def test_half_precision_around_it_changes_nothing():
