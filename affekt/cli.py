@@ -175,8 +175,9 @@ def prepare(
     named = {"size": size, "face": face, "face_fallback": face_fallback, "picture": picture}
     given = {key: value for key, value in named.items() if value is not None}
     settings = PrepareSettings.parse(apply_overrides(given, overrides or []), "prepare")
-    with progress("prepare", quiet=as_json) as report:
-        summary = make_shards(source, out, settings, workers, report, overwrite, _conditions(where or []))
+    conditions = _conditions(where or [])
+    with progress("measure", "sources", quiet=as_json) as measuring, progress("prepare", quiet=as_json) as report:
+        summary = make_shards(source, out, settings, workers, report, overwrite, conditions, measuring)
     causes = ", ".join(f"{count} {cause}" for cause, count in summary["quarantined"].items())
     left_out = f"; left out: {causes}, each listed in {out / 'quarantine.jsonl'}" if causes else ""
     parts = f", cut from {summary['sources']} sources," if summary["clips"] != summary["sources"] else ""
@@ -259,6 +260,10 @@ def pretrain(
     if int(os.environ.get("RANK", 0)) == 0:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         _answer(as_json, {"run": str(run), **summary}, f"trained; next: affekt export {run} {run / 'export'}")
+    if settings.train.zero_stage == 3:  # DeepSpeed's threads now and then abort an interpreter that ends in order
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @app.command()

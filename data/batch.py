@@ -22,7 +22,8 @@ class Batch:
     mirrored when x0 > x1; `gain` float32 (B,) and `roll` int64 (B,) samples vary the sound on the device (None: not at
     all); `keys` int64 (B,) to draw masks from; `skipped` (id, cause) of clips that could not be read;
     `clip` int64 (B,): rows with the same number are views of one clip, -1 is no clip; `eval_loader` numbers its
-    indices. In a training batch, `repeats` rows in turn are views of one decoded clip.
+    indices. In a training batch, `repeats` rows in turn are views of one decoded clip. `speaker` int64 (B,): a number
+    of the speaker, -1 where none is known.
     """
 
     ids: list[str]
@@ -39,6 +40,7 @@ class Batch:
     repeats: int = 1
     gain: Tensor | None = None
     roll: Tensor | None = None
+    speaker: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device; from pinned memory without waiting for the copy."""
@@ -73,6 +75,7 @@ class Row(NamedTuple):
     key: int = 0
     gain: float = 1.0
     roll: int = 0
+    speaker: int = -1
 
 
 def empty_pictures(count: int, window: Window, size: int) -> np.ndarray:
@@ -101,6 +104,7 @@ def collate(rows: list[Row], window: Window, size: int, streams: str, pictures: 
         has_audio=torch.tensor([view.audio is not None for view in views], dtype=torch.bool),
         audio_valid=torch.tensor([view.audio_valid for view in views], dtype=torch.int64),
         crop=torch.tensor([row.crop for row in rows], dtype=torch.float32).view(-1, 4),
+        speaker=torch.tensor([row.speaker for row in rows], dtype=torch.int64),
         keys=torch.tensor([row.key for row in rows], dtype=torch.int64),
         gain=torch.tensor([row.gain for row in rows]) if any(row.gain != 1 for row in rows) else None,
         roll=torch.tensor([row.roll for row in rows]) if any(row.roll for row in rows) else None,

@@ -55,11 +55,8 @@ class GoBack(Exception):
 class Guard:
     """Judges every step, and keeps the `actions` that were taken: they are in each checkpoint and in the summary."""
 
-    def __init__(
-        self, settings: GuardSettings, device: torch.device, saved: dict[str, Any] | None = None, scaled: bool = False
-    ):
-        """`scaled`: the loss is scaled up for fp16, so that gradients overflow now and then, which is no illness."""
-        self.settings, self._scaled = settings, scaled
+    def __init__(self, settings: GuardSettings, device: torch.device, saved: dict[str, Any] | None = None):
+        self.settings = settings
         saved = saved or {"losses": [], "row": [], "actions": []}
         self.actions: list[dict[str, Any]] = list(saved["actions"])
         self._row: list[dict[str, Any]] = list(saved["row"])  # the skips since the last sound step
@@ -68,8 +65,9 @@ class Guard:
         self._losses = torch.tensor(padding + losses, dtype=torch.float32, device=device)
         self._pending: list[tuple[int, Tensor]] = []
 
-    def judge(self, step: int, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """A scalar on the device, the same on all ranks: 1.0 where this step must not be taken, else 0.0."""
+    def judge(self, step: int, loss: Tensor, grad_norm: Tensor, scaled: bool = False) -> Tensor:
+        """A scalar on the device, the same on all ranks: 1.0 where this step must not be taken, else 0.0. Where the
+        loss was `scaled` up, for fp16, that gradients overflow is no illness, but how the scale is found."""
         own = loss.detach().float()
         grad_norm = grad_norm.detach().float().to(own.device)
         sums = torch.stack([own, 0 * grad_norm])  # 0, or NaN for a norm that is not finite
@@ -84,7 +82,7 @@ class Guard:
             enough = self._losses.isfinite().sum() >= self.settings.window // 2
             limit = torch.where(enough, median + self.settings.mads * mad, limit)
             verdict = torch.where(mean > limit, SPIKE, verdict)
-        verdict = torch.where(broken.isfinite(), verdict, OVERFLOW if self._scaled else NOT_FINITE)
+        verdict = torch.where(broken.isfinite(), verdict, OVERFLOW if scaled else NOT_FINITE)
         verdict = torch.where(mean.isfinite(), verdict, NOT_FINITE)
         bad = verdict > SOUND
         self._losses = torch.where(bad, self._losses, torch.cat([self._losses[1:], mean.view(1)]))

@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from affekt import __version__
-from affekt.data.accounting import FIRST_CLIPS, Accounting, device_of_collectives
+from affekt.data.accounting import FIRST_CLIPS, Accounting
 from affekt.data.batch import Batch
 from affekt.data.decode import Window
 from affekt.data.errors import CheckpointError, SettingsError
@@ -25,9 +24,10 @@ from affekt.pretrain.feed import Feed, together
 from affekt.pretrain.guard import GoBack, Guard
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import RunLog, say
-from affekt.pretrain.masks import Mask
+from affekt.pretrain.means import add_taken, mean_taken
 from affekt.pretrain.mixture import notes, open_corpora
 from affekt.pretrain.optim import create_optimizer, lr_at
+from affekt.pretrain.parts import in_parts
 from affekt.pretrain.pictures import reconstruction_picture
 from affekt.pretrain.replay import write_dump
 from affekt.pretrain.replicas import check_replicas
@@ -175,12 +175,12 @@ def _train(
         write_text(run / "settings.yaml", settings.to_yaml())
         write_text(run / SEEN_FILE, json.dumps(stamped(seen), ensure_ascii=False))
         log.start(settings, model, world_size, str(device), precision, total_steps)
-        for line in notes(corpora, window, loader.shares):
+        for line in notes(corpora, window, loader.shares, s.contrast_exclude == "speaker"):
             say(line)
 
     model.train()
     feed, watch = Feed(loader, accounting, data.skip_budget, start_step, rank, leave), Stopwatch()
-    guard = Guard(train.guard, device, state.get("guard"), scaled=engine.loss_scale is not None)
+    guard = Guard(train.guard, device, state.get("guard"))
     first_checks = (start_step + 1, start_step + -(-FIRST_CLIPS // train.global_batch))
     batches: dict[int, Batch] = {}  # since the guard was asked last
     sums: dict[str, torch.Tensor] = {}  # of what is logged, since it was logged last; kept on the device
@@ -221,22 +221,17 @@ def _train(
                 feed.take_back()
                 break
             watchdog.beat(step, "forward")
-            parts = batch.parts(train.accumulate)
-            masks = [model.masks(part) for part in parts]  # from keys on the host, so that nothing has to wait
-            tokens = mean_tokens(model, parts, masks) if train.accumulate > 1 else None
+            seeds = [_step_seed(train.seed, step, rank, part) for part in range(train.accumulate)]
             losses: dict[str, torch.Tensor] = {}  # means over the parts
-            for number, (part, part_masks) in enumerate(zip(parts, masks, strict=True)):
-                on_device = [mask.to(device) for mask in part_masks]
-                inputs = preprocess(part.to(device))
-                # Drop path; nothing else draws from torch's generator, so a resumed run needs no state of it.
-                torch.manual_seed(_step_seed(train.seed, step, rank, number))
-                of_part = engine(inputs, *on_device, tokens)
+            for inputs, masks, whole in in_parts(batch, seeds, model, engine, preprocess, device):
+                of_part = engine(inputs, *masks, whole)
                 watchdog.beat(step, "backward")
                 engine.backward(of_part["loss"])
-                losses = {k: v.detach() / len(parts) + losses.get(k, 0.0) for k, v in of_part.items()}
+                losses = {k: v.detach() / train.accumulate + losses.get(k, 0.0) for k, v in of_part.items()}
             lr = lr_at(step, total_steps, settings.optim, train.global_batch)
             watchdog.beat(step, "step")
-            losses["grad_norm"], taken = engine.step(lr, partial(guard.judge, step, losses["loss"]))
+            judge = partial(guard.judge, step, losses["loss"], scaled=(engine.loss_scale or 1) > 1)
+            losses["grad_norm"], taken = engine.step(lr, judge)
             saver.poll()
 
             done = step + 1
@@ -283,7 +278,7 @@ def _train(
                 with watch.paused():
                     try:
                         path = run / "pictures" / f"step-{done:08d}.png" if log else None
-                        reconstruction_picture(path, model, inputs, *on_device)
+                        reconstruction_picture(path, model, inputs, *masks)
                     except OSError as error:
                         say(f"step {done}: no picture of reconstructions: {error}; training goes on")
             if to_save:
@@ -303,39 +298,6 @@ def _train(
         raise leave.stopped(f"at step {done} of {total_steps}")
     accounting.check(data.skip_budget, finished=True)
     return run
-
-
-def add_taken(
-    sums: dict[str, torch.Tensor], figures: dict[str, torch.Tensor], taken: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """`sums` with the figures of a step where it was `taken` (1.0, or 0.0), and how many were; all on the device."""
-    figures = {**figures, "taken": taken}
-    return {k: torch.where(taken > 0, v.detach(), 0.0) + sums.get(k, 0.0) for k, v in figures.items()}
-
-
-def mean_taken(sums: dict[str, torch.Tensor], steps: int) -> dict[str, float]:
-    """Means over the steps that were taken, of all ranks; `skipped` is how many were not, if any."""
-    values = mean_over_ranks(sums)
-    taken = round(values.pop("taken"))
-    means = {name: value / taken for name, value in values.items()} if taken else {}
-    return means | ({"skipped": steps - taken} if taken < steps else {})
-
-
-def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Scalars averaged over ranks; all of them wait for the device once."""
-    stacked = torch.stack([value.detach().float() for value in values.values()])
-    if dist.get_world_size() > 1:
-        dist.all_reduce(stacked)
-        stacked /= dist.get_world_size()
-    return dict(zip(values, stacked.tolist(), strict=True))
-
-
-def mean_tokens(model: HiCMAE, parts: list[Batch], masks: list[tuple[Mask, Mask]]) -> torch.Tensor:
-    """`HiCMAE.tokens` of all parts of all ranks, averaged, on the device."""
-    mine = torch.stack([model.tokens(part, *pair) for part, pair in zip(parts, masks, strict=True)]).mean(0)
-    mine = mine.to(device_of_collectives())
-    dist.all_reduce(mine)
-    return mine / dist.get_world_size()
 
 
 def _step_seed(seed: int, step: int, rank: int, part: int) -> int:

@@ -99,7 +99,7 @@ class TrainSettings(Settings):
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     global_batch: int = Field(160, ge=1, description="clips, or views of them, per step over all ranks")
-    accumulate: int = Field(1, ge=1, description="parts that a rank takes its share of the batch in, one at a time")
+    accumulate: int = Field(1, ge=1, description="parts that a rank takes its batch in; negatives stay those of all")
     precision: Precision = Field("auto", description="fp32, bf16, fp16 with a loss scale; auto: bf16 on a GPU")
     zero_stage: int = Field(
         0, ge=0, le=3, description="over the ranks are spread: 1 the optimiser, 2 also gradients, 3 also weights"
@@ -162,11 +162,6 @@ class PretrainSettings(Settings):
             raise ValueError(
                 f"data.repeats {repeats} leaves one clip in a batch of {batch}, which has no negatives; lower it, or "
                 "set model.contrast_weight=0"
-            )
-        if self.train.accumulate > 1 and model.streams == "both" and model.contrast_weight:
-            raise ValueError(
-                f"train.accumulate {self.train.accumulate} would leave the contrast the negatives of one part of the "
-                "batch; set model.contrast_weight=0, or spread the batch over more ranks"
             )
         if self.optim.min_lr > self.optim.base_lr:
             raise ValueError(f"optim.min_lr {self.optim.min_lr} is above optim.base_lr {self.optim.base_lr}")

@@ -39,12 +39,13 @@ class Engine:
         import deepspeed
 
         self.stage, self.accumulate, self.clip, self._parts = stage, accumulate, clip, 0
+        self.half = _AUTOCAST.get(precision)
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulate,
             "zero_optimization": _zero(stage, offload),
             "gradient_clipping": clip if stage else 0.0,  # its default is 1.0; at stage 0 `step` clips
-            "torch_autocast": {"enabled": precision != "fp32", "dtype": _AUTOCAST.get(precision, "bfloat16")},
+            "torch_autocast": {"enabled": precision != "fp32", "dtype": str(self.half or torch.bfloat16)},
             "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is quick on a CPU, and needs no compiler
             "steps_per_print": 2**31,
         }
@@ -52,6 +53,7 @@ class Engine:
         self.optimizer, self._bad = optimizer, None
         if stage:
             optimizer.register_step_pre_hook(self._before_optimizer)
+        self._numbers: dict[str, Tensor] | None = None
         if stage == 0 and dist.get_world_size() == 1:
             self.deepspeed.enable_backward_allreduce = False  # it would copy all gradients to and fro, with no other
         # DeepSpeed's scalers look for overflows in the gradients of one rank alone. Ours asks for the norm of all.
@@ -59,6 +61,16 @@ class Engine:
         self.loss_scale, self.steps_since_overflow = None, 0
         if precision == "fp16":
             self._set_loss_scale(FIRST_LOSS_SCALE)
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the engine computes in, for what is computed beside it."""
+        device = next(self.deepspeed.module.parameters()).device.type
+        return torch.autocast(device, self.half or torch.bfloat16, enabled=self.half is not None)
+
+    @torch.no_grad()
+    def features(self, *inputs) -> Tensor:
+        """`HiCMAE.features` of a part, through DeepSpeed, which at stage 3 has to fetch the weights."""
+        return self.deepspeed(*inputs, only_features=True)["features"]
 
     def __call__(self, *inputs):
         self._parts += 1
@@ -86,7 +98,7 @@ class Engine:
             if self._bad is None:  # it saw that the norm is not finite, and never came to the optimiser
                 self._decide(norm)
         if self.loss_scale:
-            self._adapt_loss_scale(math.isfinite(norm.item()))
+            self._adapt_loss_scale(norm)
         return norm, 1 - self._bad
 
     def _decide(self, norm: Tensor) -> None:
@@ -98,11 +110,13 @@ class Engine:
         if self._bad is None:  # once a step, though there is a call for every group
             self._decide(torch.as_tensor(self.deepspeed.optimizer._global_grad_norm, dtype=torch.float32))
 
-    def _adapt_loss_scale(self, good: bool) -> None:
+    def _adapt_loss_scale(self, norm: Tensor) -> None:
+        """A norm that is not finite is how the loss scale is found."""
+        good = math.isfinite(norm.item())
         self.steps_since_overflow = self.steps_since_overflow + 1 if good else 0
-        if not good:
-            self._set_loss_scale(max(1.0, self.loss_scale / 2))
-        elif self.steps_since_overflow % STEPS_TO_DOUBLE == 0:
+        if not good and self.loss_scale > 1:
+            self._set_loss_scale(self.loss_scale / 2)
+        elif good and self.steps_since_overflow % STEPS_TO_DOUBLE == 0:
             self._set_loss_scale(min(LARGEST_LOSS_SCALE, self.loss_scale * 2))
 
     def _set_loss_scale(self, scale: float) -> None:
@@ -111,8 +125,14 @@ class Engine:
             self.deepspeed.optimizer.override_loss_scale(scale)
 
     def numbers(self) -> dict[str, Tensor]:
-        """What this rank writes into a checkpoint, as `pieces.numbers_to_save`."""
-        return numbers_to_save(self.deepspeed, dist.get_rank(), dist.get_world_size())
+        """What this rank writes into a checkpoint, as `pieces.numbers_to_save`. The tensors stay where they are from
+        the first step on, so they are looked up once."""
+        if self._numbers is None:
+            numbers = numbers_to_save(self.deepspeed, dist.get_rank(), dist.get_world_size())
+            if self.deepspeed.global_steps == 0:
+                return numbers  # there are no moments yet
+            self._numbers = numbers
+        return self._numbers
 
     def state(self) -> dict:
         """What of a checkpoint is not a tensor: shapes of the parameters, and the loss scale."""
@@ -122,6 +142,7 @@ class Engine:
     def restore(self, moments: dict[str, Tensor], state: dict) -> None:
         """Go on from a checkpoint whose weights the model had when the engine was made. Raises CheckpointError."""
         restore_moments(self.deepspeed, moments)
+        self._numbers = None
         if self.loss_scale and state.get("loss_scale"):
             self.steps_since_overflow = state["steps_since_overflow"]
             self._set_loss_scale(state["loss_scale"])
@@ -136,7 +157,7 @@ class Engine:
         dist.barrier()
 
 
-_AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _zero(stage: int, offload: Offload) -> dict:

@@ -68,11 +68,11 @@ def test_a_bad_step_leaves_the_optimiser_alone_and_the_next_one_moves_it(loss, n
 
 
 def test_overflow_of_a_scaled_loss_is_no_illness():
-    guard = Guard(GuardSettings(max_skips=0), CPU, scaled=True)
+    guard = Guard(GuardSettings(max_skips=0), CPU)
     for step in range(10):
-        assert guard.judge(step, torch.tensor(1.0), torch.tensor(float("inf"))) == 1.0
+        assert guard.judge(step, torch.tensor(1.0), torch.tensor(float("inf")), scaled=True) == 1.0
     assert guard.look() == [] and not guard.must_go_back()
-    guard.judge(10, torch.tensor(float("nan")), torch.tensor(1.0))
+    guard.judge(10, torch.tensor(float("nan")), torch.tensor(1.0), scaled=True)
     guard.look()
     with pytest.raises(HealthError, match="not finite"):
         guard.must_go_back()

@@ -112,16 +112,22 @@ def test_a_killed_run_resumed_is_the_straight_run_bit_by_bit(tmp_path, config):
     assert accounting["ledger"] == other["ledger"]
 
 
-def test_two_gloo_ranks_train_as_one_process(tmp_path, config):
-    run(config, f"out={tmp_path / 'one'}", "train.steps=4", "model.drop_path=0", "model.contrast_center=true")
-    run(config, f"out={tmp_path / 'two'}", "train.steps=4", "model.drop_path=0", "model.contrast_center=true", ranks=2)
-    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert len(one) == len(two) == 4
-    for a, b in zip(one, two, strict=True):
-        for name in ("loss", "loss_video", "loss_audio", "loss_contrast", "grad_norm"):
-            assert b[name] == pytest.approx(a[name], rel=1e-4), (a["step"], name)
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text())["accounting"] for name in ("one", "two")]
-    assert summaries[0] == summaries[1] and summaries[0]["used"] == 4 * 8
+def test_two_gloo_ranks_train_as_one_process_and_so_do_they_in_parts(tmp_path, config):
+    common = ["train.steps=4", "model.drop_path=0", "model.contrast_center=true"]
+    others = {"two": (2, 1, 0), "parts": (2, 2, 0), "parts of stage 3": (2, 2, 3)}  # ranks, parts, ZeRO stage
+    run(config, f"out={tmp_path / 'one'}", *common)
+    one = metrics(tmp_path / "one")
+    accounting = json.loads((tmp_path / "one" / "summary.json").read_text())["accounting"]
+    assert accounting["used"] == 4 * 8
+    for name, (ranks, parts, stage) in others.items():
+        more = [f"out={tmp_path / name}", f"train.accumulate={parts}", f"train.zero_stage={stage}"]
+        run(config, *more, *common, ranks=ranks)
+        other = metrics(tmp_path / name)
+        assert len(one) == len(other) == 4
+        for a, b in zip(one, other, strict=True):
+            for key in ("loss", "loss_video", "loss_audio", "loss_contrast", "grad_norm"):
+                assert b[key] == pytest.approx(a[key], rel=1e-4), (name, a["step"], key)
+        assert json.loads((tmp_path / name / "summary.json").read_text())["accounting"] == accounting
 
 
 def test_held_out_speakers_are_never_seen(config):
@@ -246,6 +252,8 @@ engine = Engine(model, torch.optim.SGD(model.parameters(), lr=0, fused=True), 1,
 engine.backward(engine(torch.full((1, 1), 100.0)).sum())
 engine.step(0.01)
 print("moved by", before - model.weight.item())
+engine.backward(engine(torch.full((1, 1), float("inf"))).sum())
+assert not engine.step(0.01).isfinite() and model.weight.isfinite().all()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert float(done.stdout.split("moved by")[-1]) == pytest.approx(0.01 * 100, rel=1e-4), done.stderr

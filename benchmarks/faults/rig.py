@@ -20,13 +20,14 @@ from benchmarks.faults.child import Fault
 
 MODEL = {"name": "hicmae_nano", "embed_dim": 48, "depth": 2, "taps": [1, 2], "decoder_embed_dim": 32, "img_size": 32}
 CLIPS, BATCH = 24, 8  # three steps are an epoch
+STEPS, SAVE_EVERY = 12, 3
 TIMES = ("clips_per_s", "data_wait", "time_s")  # what differs between equal runs
 DEADLINE = 300  # seconds, for a machine that does much else
 GRACE = 10  # seconds that a rank has to end by itself after another was killed
 
 
 class Rig:
-    """A folder with shards and settings for runs of 16 steps that save every fourth one. `straight(ranks)` is the run
+    """A folder with shards and settings for runs of STEPS that save every SAVE_EVERY. `straight(ranks=...)` is the run
     that nothing happens to; the others are compared with it."""
 
     def __init__(self, folder: Path, seed: int = 0):
@@ -35,13 +36,13 @@ class Rig:
         self.config = folder / "config.yaml"
         if not (folder / "shards" / "index.safetensors").exists():
             _make_shards(folder / "shards")
-        train = {"steps": 16, "global_batch": BATCH, "checkpoint_every": 4, "log_every": 1, "picture_every": 1000}
+        train = {"steps": STEPS, "global_batch": BATCH, "checkpoint_every": SAVE_EVERY, "log_every": 1}
         settings = {
             "out": "run",
             "model": {**MODEL, "mask_ratio_video": 0.5, "drop_path": 0.1, "contrast_weight": 0.1},
             "data": {"shards": str(folder / "shards"), "frame_stride": 8, "workers": 0},
             "optim": {"base_lr": 0.05, "clip_grad": 1.0},
-            "train": {**train, "precision": "fp32", "threads": 1},
+            "train": {**train, "picture_every": 1000, "precision": "fp32", "threads": 1},
         }
         self.config.write_text(yaml.safe_dump(settings))
         self._context = multiprocessing.get_context("forkserver")

@@ -100,8 +100,8 @@ def spiking(cases: Iterable[tuple[str, str, list[int]]], *arguments: str) -> int
 
     HiCMAE.forward = spiky
     loop.lr_at = lambda step, *rest: rate(step, *rest) * (300 if kind == "rate" and step in steps else 1)
-    Guard.judge = lambda self, step, loss, norm: (
-        torch.tensor(float(step in steps)) if kind == "left out" else judge(self, step, loss, norm)
+    Guard.judge = lambda self, step, loss, norm, scaled: (
+        torch.tensor(float(step in steps)) if kind == "left out" else judge(self, step, loss, norm, scaled)
     )
     for folder, kind, steps in cases:  # noqa: B007 (the functions above see them)
         codes[folder] = pretrain(*arguments, f"out={folder}")
