@@ -1,7 +1,9 @@
 """Ranks that are killed, stopped or stuck; signals; workers that die; who listens."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,11 +51,12 @@ def asked_to_leave(rig: Rig, rounds: int) -> tuple[int, int, str]:
         job = rig.start(out, "data.workers=1", ranks=2)
         at = _somewhere(rig, job, out)
         kind = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)[number % 3]
-        if number % 2:
-            os.kill(_of_rank(job, number // 2 % 2).pid, kind)
-        else:
-            for process in job.processes:  # its session: loader workers too
-                os.killpg(process.pid, kind)
+        with contextlib.suppress(ProcessLookupError):  # it may have come to its end
+            if number % 2:
+                os.kill(_of_rank(job, number // 2 % 2).pid, kind)
+            else:
+                for process in job.processes:  # its session: loader workers too
+                    os.killpg(process.pid, kind)
         seconds = _ends(job, LEAVES_WITHIN)
         longest = max(longest, seconds)
         steps = max((row["step"] for row in read_metrics(out / "metrics.jsonl")), default=0)
@@ -142,7 +145,9 @@ def _somewhere(rig: Rig, job: Job, out: Path) -> str:
     while not all(file.exists() for file in files) and all(process.is_alive() for process in job.processes):
         time.sleep(0.01)
     step = rig.rng.randrange(-2, STEPS - 2)
-    while job.told.count("\nstep ") < step and all(process.is_alive() for process in job.processes):
+    while len(re.findall(r"^step \d+/", job.told, re.MULTILINE)) < step and all(
+        process.is_alive() for process in job.processes
+    ):
         time.sleep(0.01)
     time.sleep(rig.rng.uniform(0, 0.3))
     return f"step {step}"
