@@ -19,9 +19,8 @@ def poisoned(steps: dict[int, str], rank: int, out: str, *arguments: str) -> int
     from affekt.pretrain.hicmae import HiCMAE
     from affekt.pretrain.zero import Engine
 
-    step = on_forward(
-        lambda step, model, inputs: _poison(steps.get(step, "") if _rank() == rank else "", model, inputs)
-    )
+    steps = steps if _rank() == rank else {}
+    step = on_forward(lambda step, model, inputs: _poison(steps.get(step, ""), model, inputs))
     whole, moved = Engine.step, []
     forward = HiCMAE.forward
 
