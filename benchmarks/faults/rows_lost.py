@@ -17,7 +17,7 @@ from benchmarks.faults.rig import Job, Rig, differences, loadable
 ENDS_WITHIN = 30  # seconds, after a rank was killed
 LEAVES_WITHIN = 20  # after a signal
 STUCK = 10  # seconds of train.watchdog_s, on a machine that does much else
-STEPS = 16
+STEPS = 12  # of a run of the rig
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 
 
@@ -81,8 +81,8 @@ def stuck_ranks(rig: Rig, rounds: int) -> tuple[int, int, str]:
         out = rig.new()
         settings = (str(rig.config), f"out={out}", f"train.watchdog_s={STUCK}")
         if number % 2:
-            job = rig.call(sick.stalled, 1, 3 + number, *settings, ranks=2)
-            while f"step {3 + number}/" not in job.told and any(p.is_alive() for p in job.processes):
+            job = rig.call(sick.stalled, 1, 2 + number, *settings, ranks=2)
+            while f"step {2 + number}/" not in job.told and any(p.is_alive() for p in job.processes):
                 time.sleep(0.05)
         else:
             job = rig.call(sick.stalled, 1, -1, *settings, "train.steps=10000", ranks=2)
@@ -108,8 +108,9 @@ def lost_workers(rig: Rig, rounds: int) -> tuple[int, int, str]:
         if number % 2:
             job = rig.start(out, "data.workers=2", "train.steps=10000")
             _somewhere(rig, job, out)
-            worker = rig.rng.choice(_workers(job.processes[0].pid))
-            os.kill(worker, signal.SIGKILL)
+            while not (workers := _workers(job.processes[0].pid)):
+                time.sleep(0.05)
+            os.kill(rig.rng.choice(workers), signal.SIGKILL)
             seconds, codes, told = _ends(job, 60), job.codes, job.told
             good = codes == [2] and "a loader worker died" in told
         else:
