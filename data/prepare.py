@@ -90,6 +90,10 @@ def prepare(
 def matching(clips: list[Clip], where: dict[str, list[str]], source: str | Path) -> list[Clip]:
     """The clips whose metadata has one of the allowed values in every column. SettingsError when none has."""
     found = [c for c in clips if all(str(c.meta.get(column, "")) in values for column, values in where.items())]
+    for column in where:
+        if not any(column in clip.meta for clip in clips):
+            there = ", ".join(sorted({name for clip in clips for name in clip.meta})) or "none"
+            raise SettingsError(f"{source}: --where {column}: no clip has such a column; there are: {there}")
     if not found:
         known = {column: sorted({str(clip.meta.get(column, "")) for clip in clips})[:10] for column in where}
         raise SettingsError(f"{source}: none of {len(clips)} clips has {where}; values there are: {known}")
