@@ -1,9 +1,9 @@
 """A rehearsal of several machines on one: `python -m affekt.launch.rehearse`.
 
 Each machine is a network namespace with an address of its own on a bridge, which an ordinary user may make where user
-namespaces are allowed; elsewhere it is a loopback address. A short nano pre-training on synthetic shards (or CONFIG) is
-started once as one process, and then on 2 and on 4 machines by torchrun's rendezvous and by DeepSpeed's launcher without
-ssh. Exit code 0 if every loss is that of the one process within 1e-5.
+namespaces are allowed; elsewhere it is a loopback address. A short nano pre-training on synthetic shards is started once
+as one process, and then on 2 and on 4 machines by torchrun's rendezvous and by DeepSpeed's launcher without ssh. Exit
+code 0 if every loss is that of the one process within 1e-5.
 """
 
 import argparse
@@ -120,17 +120,18 @@ def network(machines: int) -> Iterator[tuple[str, list[tuple[list[str], str]]]]:
     with ExitStack() as stack:
         try:
             hub = stack.enter_context(namespace(["unshare", "--user", "--map-root-user", "--net"]))
-            enter = inside(hub)
-            command(*enter, *"ip link add affekt type bridge".split())
-            command(*enter, *"ip link set affekt up".split())
+            ip(hub, "link add affekt type bridge")
+            ip(hub, "link set affekt up")
             places = []
             for number in range(machines):
-                holder, address = stack.enter_context(namespace([*enter, "unshare", "--net"])), f"10.77.0.{number + 1}"
-                command(*enter, *f"ip link add m{number} type veth peer name eth0 netns {holder}".split())
-                command(*enter, *f"ip link set m{number} master affekt up".split())
-                for words in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
-                    command(*inside(holder), "ip", *words.split())
-                places.append((inside(holder), address))
+                machine = stack.enter_context(namespace([*inside(hub), "unshare", "--net"]))
+                address = f"10.77.0.{number + 1}"
+                ip(hub, f"link add m{number} type veth peer name eth0 netns {machine}")
+                ip(hub, f"link set m{number} master affekt up")
+                ip(machine, f"addr add {address}/24 dev eth0")
+                ip(machine, "link set eth0 up")
+                ip(machine, "link set lo up")
+                places.append((inside(machine), address))
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"no network namespaces here, so loopback addresses: {error}", file=sys.stderr)
             with loopback(machines) as fallback:
@@ -162,8 +163,8 @@ def inside(holder: int) -> list[str]:
     return ["nsenter", f"--target={holder}", "--user", "--net", "--preserve-credentials"]
 
 
-def command(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True)
+def ip(holder: int, words: str) -> None:
+    subprocess.run([*inside(holder), "ip", *words.split()], check=True, capture_output=True)
 
 
 def losses(folder: Path) -> list[float]:
