@@ -18,6 +18,7 @@ from affekt.arguments import AllowChange, AsJson, Config, Overrides, Resume, ans
 from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.machine import available_cores
 from affekt.launching import launch
+from affekt.planning import plan
 from affekt.progress import Report, progress
 
 app = typer.Typer(
@@ -249,6 +250,7 @@ def pretrain(
 
 
 app.command()(launch)
+app.command()(plan)
 
 
 @app.command()

@@ -1,9 +1,9 @@
 """A rehearsal of several machines on one: `python -m affekt.launch.rehearse`.
 
 Each machine is a network namespace with an address of its own on a bridge, which an ordinary user may make where user
-namespaces are allowed; elsewhere it is a loopback address. A short nano pre-training on synthetic shards is started once
-as one process, and then on 2 and on 4 machines by torchrun's rendezvous and by DeepSpeed's launcher without ssh. Exit
-code 0 if every loss is that of the one process within 1e-5.
+namespaces are allowed; elsewhere it is a loopback address. A short nano pre-training on synthetic shards is started
+once as one process, and then on 2 and on 4 machines by torchrun's rendezvous and by DeepSpeed's launcher without ssh.
+Exit code 0 if every loss is that of the one process within 1e-5.
 """
 
 import argparse

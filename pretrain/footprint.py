@@ -2,8 +2,11 @@
 parameters, floating-point operations, and the memory that is alive at every moment of forward and backward pass."""
 
 import math
+import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,6 +45,7 @@ def parameters_by_part(settings: HiCMAESettings) -> dict[str, int]:
     return {name: sum(p.numel() for p in part.parameters()) for name, part in _model(settings).named_children()}
 
 
+@cache
 def flops_per_clip(settings: HiCMAESettings, checkpointing: bool = False) -> tuple[int, int]:
     """(forward, forward + backward) as executed for one clip with both streams, 2 x MAC of the matrix products; what
     checkpoints compute again is in it, what fused attention computes again inside of its backward pass is not."""
@@ -129,7 +133,7 @@ class _Live(TorchDispatchMode):
 class _AsOnDevice(TorchFunctionMode):
     """Lets the meta device keep what a CPU or GPU would: it knows neither fused attention nor autocast."""
 
-    LOWER = {F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__}
+    LOWER = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
     def __init__(self, bf16: bool, on_cpu: bool):
         super().__init__()
@@ -177,3 +181,16 @@ class _FusedAttention(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, _, _ = ctx.saved_tensors
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def product_rate(precision: str, rounds: int = 5) -> float:
+    """FLOP/s of this machine's CPU in a large product of fp32 or bf16 matrices, the best of some rounds."""
+    dtype, side = torch.float32 if precision == "fp32" else torch.bfloat16, 2048
+    a, b = (torch.randn(side, side, generator=torch.Generator().manual_seed(0)).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(_seconds(lambda: F.linear(a, b)) for _ in range(rounds))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
