@@ -1,15 +1,16 @@
 """Whether `affekt plan` tells the truth on this machine's CPU: `python -m benchmarks.plan --size nano tiny base`.
 
-For each size and batch a child process makes some real steps. Its peak memory above that of the same Python before the
-model is compared with the plan's, its clips per second with what the plan expects from the rate of large products, which
-is measured in turns with the steps.
+For each size a child process makes some real steps. Its peak memory above that of the same Python before the model is
+compared with the plan's, its clips per second with what the plan expects from the rate of large products, which is
+measured in turns with the steps.
 """
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -79,17 +80,23 @@ def measure(size: str, batch: int, rounds: int) -> dict[str, float]:
     """Bytes that steps add to the peak of this process, median seconds of one, and FLOP/s of large products."""
     keep_freed_memory()
     choose_matmul_precision()
-    product_rate("fp32", rounds=1)  # what a first product leaves behind is no part of the model
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    OurStep("nano", "fp32", 1, torch.device("cpu"), compiled=False)()  # loads libraries, which are not the model
+    before = resident("VmRSS")
     step = OurStep(size, "fp32", batch, torch.device("cpu"), compiled=False)
     for _ in range(3):
         step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resident("VmHWM")
     seconds, products = [], []
     for _ in range(rounds):
         seconds.append(timed(step))
         products.append(product_rate("fp32", rounds=1))
-    return {"bytes": (peak - before) * 1024, "seconds": median(seconds), "products": median(products)}
+    return {"bytes": peak - before, "seconds": median(seconds), "products": median(products)}
+
+
+def resident(field: str) -> int:
+    """Bytes of this process now (VmRSS) or at most so far (VmHWM; ru_maxrss would begin with the parent's)."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

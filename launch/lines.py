@@ -11,6 +11,7 @@ from affekt.launch.network import address_towards, interface_of
 
 PORT = 29400  # torchrun's default for its rendezvous
 OWN_TORCHRUN = "affekt.launch.torchrun"
+LOST = 5  # the exit code for a process that a signal ended
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ def one_machine(command: list[str], procs: int, cores: int) -> Line:
     other machine can reach them."""
     words = [sys.executable, "-m", OWN_TORCHRUN, "--nnodes=1", f"--nproc_per_node={procs}"]
     words += ["--rdzv_backend=c10d", "--rdzv_conf=store_type=file", "--local_addr=127.0.0.1"]
-    return Line([*words, "-m", *command], _environment(procs, cores))
+    # torchrun would hold a store for its processes, which listens on all interfaces; without it they make their own.
+    environment = {**_environment(procs, cores), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return Line([*words, "-m", *command], environment)
 
 
 def several_machines(

@@ -17,25 +17,25 @@ REACHED = 790 / 989
 # [computed]: the roofline of the same steps is 31, 40 and 49 %.
 SHARE_GPU = {256: 0.185, 384: 0.265, 512: 0.335}
 # The same for fp32 on a CPU, at 96 for nano [measured: benchmarks.plan and benchmarks.step].
-SHARE_CPU = {96: 0.36, 256: 0.54, 384: 0.61, 512: 0.68}
+SHARE_CPU = {96: 0.26, 256: 0.54, 384: 0.63, 512: 0.68}
 # Autocast to bf16 on a CPU, of the bf16 GEMM rate, on a processor with AMX [measured: benchmarks.step].
 SHARE_CPU_BF16 = {256: 0.14, 384: 0.15, 512: 0.15}
 # Host time of one operator of an uncompiled step: a base step of 3,000 operators takes as long as the arithmetic of 64
 # clips on an H200, below which it waits for the host. Compiled, a third of it. [computed]
 LAUNCH_SECONDS, LAUNCH_COMPILED = 7e-6, 1 / 3
 # CUDA's context, cuBLAS's workspaces and what the caching allocator cannot use of the rest. [judged]
-RESERVED_GPU, FRAGMENTED = 1.0 * GIB, 0.05
-# A Python with torch and DeepSpeed. [measured: benchmarks.plan]
-RESERVED_CPU = 0.55 * GIB
+RESERVED_GPU, FRAGMENTED_GPU = 1.0 * GIB, 0.05
+# A Python with torch and DeepSpeed; gaps between blocks and scratch of kernels. [measured: benchmarks.plan]
+RESERVED_CPU, FRAGMENTED_CPU = 0.6 * GIB, 0.1
 
 
 @dataclass(frozen=True)
 class Machine:
     """One kind of machine, of which a run takes as many as its number of GPUs asks for. Rates are per second.
 
-    `tflops` are peaks of dense products by precision, those that products reach; `memory` is a GPU's, or without GPUs
-    the machine's; `gpus` are processes where there are none; `link` is what a GPU sends to others of its machine, `network` what a machine sends to others, `disk`
-    what a machine reads, in bytes.
+    `tflops` are the rates that large dense products reach, by precision; `memory` is a GPU's, or without GPUs the
+    machine's, and `gpus` are its processes then. `link` is what a GPU sends to others of its machine, `network` what a
+    machine sends to others, `disk` what a machine reads, in bytes.
     """
 
     name: str
@@ -53,8 +53,8 @@ class Machine:
     def usable(self) -> float:
         """Bytes of one device, or of a process without one, for weights, optimiser, activations and buffers."""
         if self.on_cpu:
-            return self.memory / self.gpus - RESERVED_CPU
-        return (self.memory - RESERVED_GPU) * (1 - FRAGMENTED)
+            return (self.memory / self.gpus - RESERVED_CPU) * (1 - FRAGMENTED_CPU)
+        return (self.memory - RESERVED_GPU) * (1 - FRAGMENTED_GPU)
 
 
 def _gpu(name: str, gib: float, half: float, single: float, memory_rate: float, link: float) -> Machine:

@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 
-from affekt.launch.lines import Line
-from affekt.launch.torchrun import LOST
+from affekt.launch.lines import LOST, Line
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 

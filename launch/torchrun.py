@@ -9,7 +9,8 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
-LOST = 5
+from affekt.launch.lines import LOST
+
 # SIGUSR1 is what batch systems send before the time is over; torchrun alone would die of it and leave its processes.
 SIGNALS = "--signals_to_handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
