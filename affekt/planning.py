@@ -105,7 +105,7 @@ def make_plan(
 def make_job(settings: Any, machine: Any, *, stage: int | None, clips: int | None, checkpointing: bool) -> Any:
     """The run in numbers, taken from the model itself."""
     from affekt.launch.planner import Job
-    from affekt.pretrain.footprint import flops_per_clip, parameters_by_part
+    from affekt.pretrain.footprint import encoding_flops_per_clip, flops_per_clip, parameters_by_part
 
     s, train = settings.model, settings.train
     precision = train.precision if train.precision != "auto" else "fp32" if machine.on_cpu else "bf16"
@@ -113,13 +113,15 @@ def make_job(settings: Any, machine: Any, *, stage: int | None, clips: int | Non
         raise SettingsError(
             f"train.precision {precision}: what products reach on this machine is unknown; add --tflops"
         )
-    accumulate = getattr(train, "accumulate", 1)
+    flops = flops_per_clip(s, checkpointing)[1]
+    if train.accumulate > 1 and s.streams == "both" and s.contrast_weight:
+        flops += encoding_flops_per_clip(s)
     how = {"bf16": precision != "fp32", "on_cpu": machine.on_cpu, "checkpointing": checkpointing}
     parameters = sum(parameters_by_part(s).values())
     memory = _StepMemory(s, how, 4 * parameters)
     return Job(
         parameters=parameters,
-        flops=flops_per_clip(s, checkpointing)[1],
+        flops=flops,
         kernels=memory.low.kernels,
         embed_dim=s.embed_dim,
         taps=len(s.taps) if s.streams == "both" else 0,
@@ -129,9 +131,9 @@ def make_job(settings: Any, machine: Any, *, stage: int | None, clips: int | Non
         repeats=settings.data.repeats,
         precision=precision,
         compiled=not machine.on_cpu if train.compile is None else train.compile,
-        stage=stage if stage is not None else getattr(train, "zero_stage", 0),
-        offload=getattr(train, "offload", "none"),
-        accumulate=accumulate,
+        stage=stage if stage is not None else train.zero_stage,
+        offload=train.offload,
+        accumulate=train.accumulate,
         total_clips=_total_clips(settings, clips),
         step_memory=memory,
     )

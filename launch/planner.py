@@ -17,9 +17,11 @@ BUCKET = 500_000_000
 # [measured: benchmarks.loader].
 DECODE_PICTURES, DECODE_SOUND, DECODE_REST = 1.9e-3, 0.85e-3, 0.95e-3
 PIXELS_DECODED = 16 * 160 * 160
-# A machine of 8 H200 reads 5.5 GB/s at 24,800 such clips per second, of which sound at a byte a sample is 41 kB.
+# A machine of 8 H200 reads 5.5 GB/s at 24,800 such clips per second, of which sound at a byte a sample is 41 kB [computed].
 READ_PER_PIXEL, READ_SOUND = (5.5e9 / 24_800 - 41_200) / PIXELS_DECODED, 41_200
-BACKWARD = 2 / 3  # of the time of a step, in which stage 3 sums gradients while others are made
+# Shares of a step's arithmetic beside which the network works: the backward pass, where stage 3 alone sums gradients,
+# and the decoders' forward pass, half of that of the model; features are gathered then, and their gradients later.
+BACKWARD, DECODERS = 2 / 3, 1 / 6
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def at_scale(job: Job, machine: Machine, gpus: int, share: float | None = None) 
 
 def step_seconds(job: Job, machine: Machine, gpus: int, clips: float, share: float | None = None) -> dict[str, float]:
     """Where the time of a step goes. Arithmetic and the launching of kernels go on side by side, so of these two only
-    the longer one counts; what the network does hides behind the backward pass at stage 3 alone."""
+    the longer one counts."""
     rate = machine.tflops[job.precision] * 1e12 * (share or share_of_peak(machine, job.precision, job.embed_dim))
     arithmetic = job.flops * clips * job.accumulate / rate
     launching = job.kernels * job.accumulate * LAUNCH_SECONDS * (LAUNCH_COMPILED if job.compiled else 1)
@@ -134,8 +136,10 @@ def step_seconds(job: Job, machine: Machine, gpus: int, clips: float, share: flo
     network = traffic_seconds(machine, gpus, gradient_bytes(job, gpus))
     if job.stage == 3:
         network = max(0.0, network - BACKWARD * arithmetic)
-    contrast = 3 * _feature_bytes(job, clips) * (gpus - 1)
-    seconds["network"] = network + job.accumulate * traffic_seconds(machine, gpus, contrast)
+    wire = 1 if job.precision == "fp32" else 1 / 2  # features travel in the precision of the step
+    features = wire * _feature_bytes(job, clips * job.accumulate) * (gpus - 1)
+    gather = traffic_seconds(machine, gpus, features)
+    seconds["network"] = network + sum(max(0.0, gather - times * DECODERS * arithmetic) for times in (1, 2))
     return seconds
 
 

@@ -58,6 +58,14 @@ def flops_per_clip(settings: HiCMAESettings, checkpointing: bool = False) -> tup
     return forward, counter.get_total_flops()
 
 
+@cache
+def encoding_flops_per_clip(settings: HiCMAESettings) -> int:
+    """Of the encoders and the fusion, which batches in parts go through a second time for the contrast."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        _model(settings).encode(*_batch(settings, 1))
+    return counter.get_total_flops()
+
+
 def step_memory(
     settings: HiCMAESettings, batch: int, *, bf16: bool = False, on_cpu: bool = False, checkpointing: bool = False
 ) -> StepMemory:

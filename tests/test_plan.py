@@ -139,6 +139,16 @@ def test_zero_stages_spread_what_they_say(job):
     assert offloaded["optimizer"] == 0 and offloaded["host"] == 3 * whole / 8
 
 
+def test_a_batch_in_parts_goes_through_the_encoders_twice(job):
+    parts = make_job(settings_of(accumulate=4), KNOWN["h200"], stage=None, clips=None, checkpointing=False)
+    model = create_model("hicmae_nano")
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        inputs, masks = synthetic(model.settings, torch.arange(1), torch.device("cpu"))
+        model.encode(inputs, *masks)
+    assert parts.flops == job.flops + counter.get_total_flops()
+    assert planner.at_scale(parts, KNOWN["h200"], 2)["clips_per_gpu"] == 1024 / 2 / 4
+
+
 def test_what_is_scarce_holds_a_run_up(job):
     h200 = KNOWN["h200"]
     fed = replace(h200, cores=10**6, disk=1e15)
