@@ -17,7 +17,8 @@ BUCKET = 500_000_000
 # [measured: benchmarks.loader].
 DECODE_PICTURES, DECODE_SOUND, DECODE_REST = 1.9e-3, 0.85e-3, 0.95e-3
 PIXELS_DECODED = 16 * 160 * 160
-# A machine of 8 H200 reads 5.5 GB/s at 24,800 such clips per second, of which sound at a byte a sample is 41 kB [computed].
+# A machine of 8 H200 reads 5.5 GB/s at 24,800 such clips per second, of which sound at a byte a sample is 41 kB
+# [computed].
 READ_PER_PIXEL, READ_SOUND = (5.5e9 / 24_800 - 41_200) / PIXELS_DECODED, 41_200
 # Shares of a step's arithmetic beside which the network works: the backward pass, where stage 3 alone sums gradients,
 # and the decoders' forward pass, half of that of the model; features are gathered then, and their gradients later.
