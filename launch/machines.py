@@ -57,24 +57,25 @@ class Machine:
         return (self.memory - RESERVED_GPU) * (1 - FRAGMENTED_GPU)
 
 
-def _gpu(name: str, gib: float, half: float, single: float, memory_rate: float, link: float) -> Machine:
-    """Eight of them in a machine with 400 Gbit/s and 16 cores for each, as data centres have [judged]; `half` and
-    `single` are the data sheet's TFLOP/s, `memory_rate` its TB/s, `link` its GB/s in one direction."""
+def _gpu(name: str, gib: float, half: float, single: float, memory_rate: float, link: float, network: float) -> Machine:
+    """Eight of them in a machine with 16 cores for each that reads 5 GB/s [judged]; `half` and `single` are TFLOP/s,
+    `memory_rate` TB/s, `link` GB/s in one direction (80 % are reached [judged]), `network` Gbit/s of a machine."""
     tflops = {"bf16": half * REACHED, "fp16": half * REACHED, "fp32": single * REACHED}
-    network, disk = 400 / 8 * GIGA, 5 * GIGA
-    return Machine(name, 8, gib * GIB, tflops, memory_rate * TERA, link * GIGA * 0.8, network, 128, disk)
+    rates = memory_rate * TERA, link * GIGA * 0.8, network * GIGA / 8
+    return Machine(name, 8, gib * GIB, tflops, *rates, cores=128, disk=5 * GIGA)
 
 
-# [data sheet]: dense rates without sparsity, fp32 on CUDA cores, since torch does not use TF32 unless asked to.
+# [data sheet] of the GPU, and of the network of the maker's machine with eight of them (DGX), where there is one; dense
+# rates without sparsity, fp32 on CUDA cores, since torch does not use TF32 unless asked to.
 KNOWN = {
     machine.name: machine
     for machine in (
-        _gpu("h200", 139, 989, 67, 4.8, 450),
-        _gpu("h100", 79, 989, 67, 3.35, 450),
-        _gpu("a100-80", 79, 312, 19.5, 2.04, 300),
-        _gpu("a100-40", 39, 312, 19.5, 1.56, 300),
-        _gpu("l40s", 44, 362, 91.6, 0.864, 32),
-        _gpu("rtx4090", 23.5, 165, 82.6, 1.01, 32),
+        _gpu("h200", 139, 989, 67, 4.8, 450, 3200),
+        _gpu("h100", 79, 989, 67, 3.35, 450, 3200),
+        _gpu("a100-80", 79, 312, 19.5, 2.04, 300, 1600),
+        _gpu("a100-40", 39, 312, 19.5, 1.56, 300, 1600),
+        _gpu("l40s", 44, 362, 91.6, 0.864, 32, 200),
+        _gpu("rtx4090", 23.5, 165, 82.6, 1.01, 32, 25),
     )
 }
 # Processes of one machine without GPUs; gloo moves about 1 GB/s between them [judged].
