@@ -68,7 +68,7 @@ def launch(
         _leave(start(line))
 
 
-def _line(command, procs, nodes, node_rank, master, address, hostfile):  # noqa: ANN (as the options above)
+def _line(command, procs, nodes, node_rank, master, address, hostfile):  # as the options above
     from affekt.launch import lines
 
     cores = available_cores()
