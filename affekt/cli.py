@@ -160,7 +160,9 @@ def prepare(
         typer.Option(metavar="COLUMN=VALUE", help="Take only these rows of the manifest; repeat for more."),
     ] = None,
     workers: Workers = CORES,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards made with other settings.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace shards of other settings and damaged ones.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn foreign media into shards: face crops at 25 fps, sound at 16 kHz, one clock; other settings as KEY=VALUE."""

@@ -24,6 +24,7 @@ from affekt.data.media.face import find_detectors
 from affekt.data.media.segments import cut
 from affekt.data.media.workers import Failure, MediaPool, Result, prepare_clip_safely
 from affekt.data.prepare_folder import PrepareFolder
+from affekt.data.remote import refuse_url
 from affekt.data.shard_writer import ShardWriter
 
 __all__ = ["PrepareSettings", "PreparedClip", "encode_clip", "prepare", "prepare_clip", "prepare_clip_safely"]
@@ -51,6 +52,7 @@ def prepare(
     that was begun with other settings or another source, which `overwrite` replaces; DataError for a full disk, or when
     not one clip is usable. An interrupt leaves what is finished.
     """
+    refuse_url(out, "shards are written into a folder of this machine; upload it when it is complete")
     settings = settings or PrepareSettings()
     find_detectors(settings.face)
     clips = matching(read_source(source), where or {}, source)

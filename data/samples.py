@@ -114,7 +114,8 @@ class Samples(Sequence):
         if len(self) and not 0 <= self.shard.min() <= self.shard.max() < len(shard_bytes):
             raise ValueError(f"shard {self.shard.max()} of {len(shard_bytes)}")
         offset, size = self._columns["member_offset"], self._columns["member_size"]
-        bad = ((offset >= 0) & ((size < 0) | (offset + size > shard_bytes[self.shard, None]))).any(1)
+        room = shard_bytes[self.shard, None] - offset  # no sum of the two, which could overflow
+        bad = ((offset >= 0) & ((size < 0) | (size > room))).any(1)
         return int(bad.argmax()) if bad.any() else None
 
     def _run(self, values: str, ends: str, i: int) -> np.ndarray:

@@ -487,6 +487,7 @@ def test_folders_stay_folders(tmp_path):
         assert locate(folder) == Path(folder)
     assert str(locate("gs://bucket/a/") / "b") == "gs://bucket/a/b"
     assert isinstance(locate("file:///x"), RemoteFolder)
+    assert locate(Path("a:b")) == locate(Path("./a:b")) == Path("a:b")  # also in a worker, which gets the Path
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
