@@ -249,6 +249,10 @@ def pretrain(
     if int(os.environ.get("RANK", 0)) == 0:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         answer(as_json, {"run": str(run), **summary}, f"trained; next: affekt export {run} {run / 'export'}")
+    if settings.train.zero_stage == 3:  # DeepSpeed's threads now and then abort an interpreter that ends in order
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 app.command()(launch)
