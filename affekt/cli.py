@@ -227,18 +227,23 @@ def inspect(
 
 @app.command()
 def pretrain(
-    config: Config,
+    config: Config = "",
     overrides: Overrides = None,
     resume: Resume = None,
     allow_change: AllowChange = None,
+    replay: Annotated[Path | None, typer.Option(help="Do a skipped step of RUN/health again, clip by clip.")] = None,
     print_config: PrintConfig = False,
     as_json: AsJson = False,
 ) -> None:
     """Learn from shards without labels; several processes and machines with `affekt launch`."""
-    path = find_experiment(config)
+    if replay:
+        from affekt.pretrain.replay import replay_step, told
+
+        result = replay_step(replay, [item for item in (config, *(overrides or [])) if item])
+        return answer(as_json, result, told(result))
     from affekt.pretrain.settings import PretrainSettings
 
-    settings = PretrainSettings.read(path, overrides or [])
+    settings = PretrainSettings.read(find_experiment(config or "CONFIG"), overrides or [])
     if print_config:
         print(settings.explained(), end="")
         return

@@ -27,3 +27,9 @@ class HealthError(AffektError):
     """Training that cannot go on, such as a loss that stays non-finite."""
 
     exit_code = 4
+
+
+class LostRankError(AffektError):
+    """A process of the run that was killed, or that none of the others can wait for any longer."""
+
+    exit_code = 5

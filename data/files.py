@@ -73,6 +73,13 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def replace_text(path: Path, text: str) -> None:
+    """As `write_text`, for what is soon written anew: it is not waited for until it is on the disk."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
 def flush(path: Path) -> None:
     """Wait until a file or the entries of a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

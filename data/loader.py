@@ -17,7 +17,7 @@ from affekt.data.batch import WHOLE_PICTURE, Batch, Row, Streams, collate, empty
 from affekt.data.decode import View, Window, decode_window, random_start, window_starts
 from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.handover import POSSIBLE, Blocks, Sent
-from affekt.data.machine import end_with_parent, keep_freed_memory
+from affekt.data.machine import check_shared_memory, end_with_parent, keep_freed_memory
 from affekt.data.mixture import Corpus, check_together, example, places, sources
 from affekt.data.order import Plan, clip_key, speaker_number, uniform
 from affekt.data.remote import FetchAhead
@@ -310,8 +310,7 @@ def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
         generator=torch.Generator(),  # of its own, or it would draw from the model's
         timeout=LOOK_SECONDS if workers else 0,  # it looks after its workers at a timeout alone
     )
-    items, opened = iter(loader), {}
-    last = time.monotonic()
+    items, opened, last = iter(loader), {}, time.monotonic()
     while True:
         try:
             item = next(items)
@@ -340,6 +339,7 @@ def _worker_context() -> multiprocessing.context.BaseContext:
     """Workers are forked from a small process without threads: forking this one could copy a lock that torch holds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    check_shared_memory(context)
     return context
 
 

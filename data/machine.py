@@ -62,6 +62,17 @@ def run_in_processes(
         pool.shutdown(cancel_futures=True)
 
 
+def check_shared_memory(context: multiprocessing.context.BaseContext) -> None:
+    """Raise DataError where the semaphores that workers need find no room: torch fails then with half an iterator."""
+    try:
+        context.Lock()
+    except OSError as error:
+        raise DataError(
+            f"workers of the loader cannot start: {error.strerror}; is /dev/shm full? Make room there (a container "
+            "wants --shm-size), or set the number of workers to 0"
+        ) from error
+
+
 def end_with_parent() -> None:
     """Make this process end when its parent does, however that ends: a killed parent leaves no orphans."""
     threading.Thread(target=_wait_for_parent, daemon=True).start()

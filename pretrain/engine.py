@@ -1,7 +1,6 @@
 """How processes start, find each other and keep time: one or several, CPU or GPU."""
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ def start_processes() -> tuple[int, int, torch.device]:
     """
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # for who asks; a group of one has no store
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         keep_freed_memory()
@@ -76,12 +75,6 @@ def agree(value: str, what: str) -> None:
     values = all_gather_json(value)
     if len(set(values)) > 1:
         raise SettingsError(f"the ranks disagree on {what}: {values}; start them with the same settings and data")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Stopwatch:

@@ -61,19 +61,25 @@ class RunLog:
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
         parts = "  ".join(f"{SHORT.get(k, k)} {values[k]:.4f}" for k in ("loss", *SHORT) if k in values)
+        parts += f"  skipped {values['skipped']}" if values.get("skipped") else ""
         say(
             f"step {step}/{self.total_steps}  {parts}  lr {values['lr']:.2e}  {values['clips_per_s']:.0f} clips/s  "
             f"data {values['data_wait']:.0%}  left {left / 60:.1f} min"
         )
 
-    def finish(self, accounting: dict) -> None:
+    def close(self) -> None:
         self.file.close()
         self.board.close()
+
+    def finish(self, accounting: dict, actions: list[dict], stopped_at: int | None = None) -> None:
+        """`actions` are those of the guard; `stopped_at` is the step at which the run was asked to leave."""
+        self.close()
         summary = {
             "format": "affekt-run 1",
-            "state": "finished",
-            "steps": self.total_steps,
+            "state": "finished" if stopped_at is None else "stopped",
+            "steps": self.total_steps if stopped_at is None else stopped_at,
             "accounting": accounting,
+            "guard": actions,
             "time_s": self.time_before + time.time() - self.started,
             "versions": {"affekt": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }

@@ -2,35 +2,41 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from affekt import __version__
 from affekt.data.accounting import FIRST_CLIPS, Accounting
+from affekt.data.batch import Batch
 from affekt.data.decode import Window
-from affekt.data.errors import CheckpointError, HealthError, SettingsError
+from affekt.data.errors import CheckpointError, SettingsError
 from affekt.data.files import write_text
 from affekt.data.loader import train_loader
 from affekt.data.mixture import changed_corpora, fingerprints
 from affekt.data.transforms import Preprocess
-from affekt.pretrain.checkpoint import read_checkpoint
+from affekt.pretrain.checkpoint import complete_checkpoints, read_checkpoint
 from affekt.pretrain.engine import Stopwatch, agree, choose_matmul_precision, resolve_precision, start_processes
 from affekt.pretrain.export import start_from
 from affekt.pretrain.feed import Feed, together
+from affekt.pretrain.guard import GoBack, Guard
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import RunLog, say
+from affekt.pretrain.means import add_taken, mean_taken
 from affekt.pretrain.mixture import notes, open_corpora
 from affekt.pretrain.optim import create_optimizer, lr_at
 from affekt.pretrain.parts import in_parts
 from affekt.pretrain.pictures import reconstruction_picture
+from affekt.pretrain.replay import write_dump
+from affekt.pretrain.replicas import check_replicas
 from affekt.pretrain.run_folder import claim_run, open_run
 from affekt.pretrain.saver import Saver
 from affekt.pretrain.seen import SEEN_FILE, merged, seen_data, stamped, with_seen_before
 from affekt.pretrain.settings import PretrainSettings, refuse_changes
+from affekt.pretrain.signals import Leave
+from affekt.pretrain.watchdog import Watchdog
 from affekt.pretrain.zero import Engine
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -49,7 +55,29 @@ def pretrain(
     settings that may differ from those of the resumed run. Losses are logged as means over the steps since the last
     logged one. `progress(step, total, metrics)` is called on rank 0 at every logged step.
     """
-    rank, world_size, device = start_processes()
+    with Leave() as leave:
+        processes = start_processes()
+        with Watchdog(Path(settings.out) / "health", *processes[:2], settings.train.watchdog_s) as watchdog:
+            back = None
+            while True:
+                try:
+                    return _train(settings, resume, allow_change, progress, *processes, leave, watchdog, back)
+                except GoBack as going:
+                    back = going
+
+
+def _train(
+    settings: PretrainSettings,
+    resume: str | None,
+    allow_change: tuple[str, ...],
+    progress: Progress | None,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    leave: Leave,
+    watchdog: Watchdog,
+    back: GoBack | None,
+) -> Path:
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
     s, train, run = settings.model, settings.train, Path(settings.out)
@@ -74,7 +102,7 @@ def pretrain(
     optimizer = create_optimizer(model, settings.optim)
 
     start_step, accounting, state, moments = 0, Accounting(), {}, {}
-    checkpoint = open_run(run, resume)
+    checkpoint = back.checkpoint if back else open_run(run, resume)
     if allow_change and not resume:
         raise SettingsError("--allow-change says what may differ from the run that --resume goes on with; add --resume")
     settings.check_keys(allow_change)
@@ -93,6 +121,8 @@ def pretrain(
             model.load_state_dict(weights)
         except RuntimeError as error:  # names or shapes differ, after --allow-change of a setting of the model
             raise CheckpointError(f"{checkpoint}: its weights do not fit the settings of the model: {error}") from error
+        if back:
+            state |= back.onwards(state)
         start_step, accounting = state["step"], Accounting.from_dict(state["accounting"])
     seen = seen_data(corpora)
     if checkpoint:
@@ -123,6 +153,7 @@ def pretrain(
             f"{train.accumulate} x data.repeats {data.repeats}"
         )
     lock = together(lambda: claim_run(run) if rank == 0 else None)
+    watchdog.start()
     engine = Engine(
         model,
         optimizer,
@@ -148,33 +179,88 @@ def pretrain(
             say(line)
 
     model.train()
-    feed, watch = Feed(loader, accounting, data.skip_budget, start_step, rank), Stopwatch()
+    feed, watch = Feed(loader, accounting, data.skip_budget, start_step, rank, leave), Stopwatch()
+    guard = Guard(train.guard, device, state.get("guard"))
     first_checks = (start_step + 1, start_step + -(-FIRST_CLIPS // train.global_batch))
+    batches: dict[int, Batch] = {}  # since the guard was asked last
     sums: dict[str, torch.Tensor] = {}  # of what is logged, since it was logged last; kept on the device
+    saved_at = done = start_step
+    lr = 0.0
+
+    def save() -> None:
+        nonlocal saved_at
+        watchdog.beat(done, "save")
+        with watch.paused():
+            feed.check()
+            summed = accounting.summed_over_ranks()
+            if log:
+                say(f"step {done}: {summed}")
+            state = {
+                "settings": settings.model_dump(mode="json"),
+                "data": fingerprints(corpora),
+                "accounting": summed.to_dict(),
+                "guard": guard.to_dict(),
+                "lr": lr,
+                "affekt": __version__,
+                "torch": torch.__version__,
+                "world_size": world_size,
+                **engine.state(),
+            }
+            about = {"zero_stage": train.zero_stage, "settings": _digest(settings.to_yaml())}
+            about["data"] = _digest(fingerprints(corpora))
+            saver.save(done, engine.numbers(), state, about)
+        saved_at = done
+
     with saver:
+        if back:  # a resume must not see the steps again that were left out
+            save()
         for step in range(start_step, total_steps):
+            watchdog.beat(step, "data")
             batch = watch.wait_for(feed)
+            if leave.agreed():
+                feed.take_back()
+                break
+            watchdog.beat(step, "forward")
             seeds = [_step_seed(train.seed, step, rank, part) for part in range(train.accumulate)]
             losses: dict[str, torch.Tensor] = {}  # means over the parts
             for inputs, masks, whole in in_parts(batch, seeds, model, engine, preprocess, device):
                 of_part = engine(inputs, *masks, whole)
+                watchdog.beat(step, "backward")
                 engine.backward(of_part["loss"])
                 losses = {k: v.detach() / train.accumulate + losses.get(k, 0.0) for k, v in of_part.items()}
             lr = lr_at(step, total_steps, settings.optim, train.global_batch)
-            losses["grad_norm"] = engine.step(lr)
+            watchdog.beat(step, "step")
+            judge = partial(guard.judge, step, losses["loss"], scaled=(engine.loss_scale or 1) > 1)
+            losses["grad_norm"], taken = engine.step(lr, judge)
             saver.poll()
 
             done = step + 1
-            sums = {k: v + sums.get(k, 0.0) for k, v in losses.items()}
+            batches[step] = batch
+            sums = add_taken(sums, losses, taken)
             to_log, to_save = (done % n == 0 or done == total_steps for n in (train.log_every, train.checkpoint_every))
-            if to_log or to_save or done in first_checks:
+            if to_log or done in first_checks:
                 feed.check()
-            if to_log or to_save:  # no checkpoint of a broken model takes the place of a sound one
-                values = mean_over_ranks({name: value / watch.steps for name, value in sums.items()})
-                if not all(map(math.isfinite, values.values())):
-                    raise HealthError(f"step {done}: not finite: {values}; lower optim.base_lr or set optim.clip_grad")
+            if to_log or to_save or device.type == "cpu":  # on a GPU where it is waited for anyhow
+                for event in guard.look():
+                    watchdog.beat(step, "dump")
+                    write_dump(run / "health", event, batches[event["step"]], corpora, settings, rank)
+                batches = {}
+                if guard.must_go_back():
+                    saver.wait()
+                    good = guard.last_good(complete_checkpoints(run / "checkpoints"))
+                    feed.check()
+                    going = GoBack(good, done, guard.actions, accounting.summed_over_ranks().to_dict())
+                    engine.close()
+                    if log:
+                        say(str(going))
+                        log.close()
+                        lock.close()
+                    raise going
+            if train.replicas_every and world_size > 1 and train.zero_stage == 0 and done % train.replicas_every == 0:
+                check_replicas(done, model, optimizer)
             if to_log:
                 steps, seconds, waited = watch.lap()
+                values = mean_taken(sums, steps)
                 sums = {}
                 values |= {
                     "lr": lr,
@@ -188,6 +274,7 @@ def pretrain(
                         progress(done, total_steps, values)
             # At stage 3 a forward pass needs all ranks, each of which has a share of every weight.
             if (log or train.zero_stage == 3) and (done % train.picture_every == 0 or done == total_steps):
+                watchdog.beat(step, "picture")
                 with watch.paused():
                     try:
                         path = run / "pictures" / f"step-{done:08d}.png" if log else None
@@ -195,39 +282,22 @@ def pretrain(
                     except OSError as error:
                         say(f"step {done}: no picture of reconstructions: {error}; training goes on")
             if to_save:
-                with watch.paused():
-                    summed = accounting.summed_over_ranks()
-                    if log:
-                        say(f"step {done}: {summed}")
-                    state = {
-                        "settings": settings.model_dump(mode="json"),
-                        "data": fingerprints(corpora),
-                        "accounting": summed.to_dict(),
-                        "lr": lr,
-                        "affekt": __version__,
-                        "torch": torch.__version__,
-                        "world_size": world_size,
-                        **engine.state(),
-                    }
-                    about = {"zero_stage": train.zero_stage, "settings": _digest(settings.to_yaml())}
-                    about["data"] = _digest(fingerprints(corpora))
-                    saver.save(done, engine.numbers(), state, about)
+                save()
+            leave.begin()
+        if leave.heard and done > saved_at:
+            guard.look()
+            save()
+        watchdog.beat(done, "finish")
+    stopped_at = done if leave.heard and done < total_steps else None
     summed = accounting.summed_over_ranks()
     if log:
-        log.finish(summed.to_dict())
+        log.finish(summed.to_dict(), guard.actions, stopped_at)
         lock.close()
     engine.close()
+    if stopped_at is not None:
+        raise leave.stopped(f"at step {done} of {total_steps}")
     accounting.check(data.skip_budget, finished=True)
     return run
-
-
-def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Scalars averaged over ranks; all of them wait for the device once."""
-    stacked = torch.stack([value.detach().float() for value in values.values()])
-    if dist.get_world_size() > 1:
-        dist.all_reduce(stacked)
-        stacked /= dist.get_world_size()
-    return dict(zip(values, stacked.tolist(), strict=True))
 
 
 def _step_seed(seed: int, step: int, rank: int, part: int) -> int:

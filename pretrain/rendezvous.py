@@ -1,36 +1,52 @@
-"""Joins the process group. What is one machine's own listens on its loopback interface alone."""
+"""How the processes of a run find each other, and that nobody else does: local ones listen on the loopback alone."""
 
 import ipaddress
 import os
 import socket
+from datetime import timedelta
 
 import torch.distributed as dist
 
+MEETING_MINUTES = 10  # for nodes that start late; from then on a watchdog looks after the others
+
 
 def join_group(backend: str) -> None:
-    """Join the group that MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE announce, unless this process is in one.
+    """Make the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
 
-    torch's store listens on all interfaces, whatever its address, and gloo on the one that the machine's name leads to.
+    torch's own store listens on every interface of the machine. A run of one process needs none, and where
+    MASTER_ADDR is a loopback address ours is bound to it (but for torchrun, whose store is its own).
     """
-    if dist.is_initialized():
-        return
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if not is_loopback(host) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    address = os.environ["MASTER_ADDR"]
+    if _is_loopback(address):
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+    if world_size == 1:
+        store = dist.HashStore()
+    elif _is_loopback(address) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        store = _local_store(address, int(os.environ["MASTER_PORT"]), rank, world_size)
+    else:
         dist.init_process_group(backend)
         return
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    how = {"timeout": dist.default_pg_timeout}
-    if rank == 0:
-        # The store's thread accepts on this socket from here on, and closes it with the store.
-        how["master_listen_fd"] = socket.create_server((host, port), backlog=max(128, world_size)).detach()
-    store = dist.TCPStore(host, port, world_size, is_master=rank == 0, **how)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
-def is_loopback(host: str) -> bool:
+def _local_store(address: str, port: int, rank: int, world_size: int) -> dist.TCPStore:
+    listener = None
+    if rank == 0:
+        listener = socket.create_server((socket.gethostbyname(address), port))
+    return dist.TCPStore(
+        address,
+        port,
+        world_size,
+        is_master=rank == 0,
+        timeout=timedelta(minutes=MEETING_MINUTES),
+        master_listen_fd=listener.detach() if listener else None,  # the store closes it
+    )
+
+
+def _is_loopback(address: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        return ipaddress.ip_address(socket.gethostbyname(address)).is_loopback
+    except OSError:  # not known here; torch will say so
+        return False

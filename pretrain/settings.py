@@ -9,6 +9,7 @@ from affekt.data.errors import SettingsError
 from affekt.data.loader import Augment
 from affekt.data.settings import Settings
 from affekt.pretrain.engine import Precision
+from affekt.pretrain.guard import GuardSettings
 from affekt.pretrain.hicmae import HiCMAESettings
 from affekt.pretrain.optim import OptimSettings
 from affekt.pretrain.registry import SIZES, list_models
@@ -113,6 +114,13 @@ class TrainSettings(Settings):
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(500, ge=1)
     picture_every: int = Field(500, ge=1)
+    guard: GuardSettings = GuardSettings()
+    watchdog_s: float | None = Field(
+        900.0, gt=0, description="seconds without progress on any rank until all end with exit code 5; null: no watch"
+    )
+    replicas_every: int = Field(
+        50, ge=0, description="steps after which the ranks compare their weights bit by bit; 0: never"
+    )
     keep_last: int = Field(2, ge=1, description="checkpoints; older ones are removed")
     keep_every: int | None = Field(None, ge=1, description="keep also those of every n-th step")
     on_failed_save: OnFailure = Field("continue", description="or stop; an older checkpoint stays in both cases")
@@ -173,6 +181,7 @@ class PretrainSettings(Settings):
         """`{key: (old, new)}` of every setting that decides the result; folders, logging and workers do not."""
         free = ("out", "data.shards", "data.workers", "train.log_every", "train.picture_every", "train.threads")
         free += ("train.checkpoint_every", "train.keep_last", "train.activation_checkpointing", "train.compile")
+        free += ("train.watchdog_s", "train.replicas_every")
         free += ("train.accumulate", "train.zero_stage", "train.offload", "train.keep_every", "train.on_failed_save")
         free += ("data.skip_budget", *(f"data.mixture.{part.name}.shards" for part in self.data.mixture))
         before, after = _flat(old.model_dump(mode="json")), _flat(self.model_dump(mode="json"))

@@ -4,6 +4,7 @@ bf16 and fp16 are autocast over float32 weights, so that checkpoints hold the ma
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -49,7 +50,9 @@ class Engine:
             "steps_per_print": 2**31,
         }
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-        self.optimizer = optimizer
+        self.optimizer, self._bad = optimizer, None
+        if stage:
+            optimizer.register_step_pre_hook(self._before_optimizer)
         self._numbers: dict[str, Tensor] | None = None
         if stage == 0 and dist.get_world_size() == 1:
             self.deepspeed.enable_backward_allreduce = False  # it would copy all gradients to and fro, with no other
@@ -78,34 +81,43 @@ class Engine:
         """Add the gradients of one part; the loss of a step is the mean over its parts and over ranks."""
         self.deepspeed.backward(loss if self.stage or not self.loss_scale else loss * self.loss_scale)
 
-    def step(self, lr: float) -> Tensor:
-        """Move the weights; the norm of all gradients before clipping. Where it is not finite, no rank moves. In fp16
-        that is how the loss scale is found, and counts as 0."""
+    def step(self, lr: float, judge: Callable[[Tensor], Tensor] = lambda norm: (~norm.isfinite()).float()):
+        """Move the weights, unless `judge`, which all ranks call with the norm of all gradients, gives 1.0 on each of
+        them: (that norm, before clipping; 1.0 where the step was taken, 0.0 where it was not)."""
         assert self._parts == self.accumulate, f"{self._parts} parts of {self.accumulate} came before the step"
-        self._parts = 0
+        self._parts, self._judge, self._bad = 0, judge, None
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.stage == 0:
             norm = clip_gradients(self.deepspeed.module, self.clip, self.loss_scale or 1.0)
-            self.optimizer.found_inf = (~norm.isfinite()).float()  # fused AdamW then leaves weights and moments alone
+            self._decide(norm)
             self.deepspeed.step()
         else:
-            self.deepspeed.step()
+            self.deepspeed.step()  # which knows the norm only inside
             norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), dtype=torch.float32)
-        if self.loss_scale and self._overflowed(norm):
-            return torch.zeros_like(norm)
-        return norm
+            if self._bad is None:  # it saw that the norm is not finite, and never came to the optimiser
+                self._decide(norm)
+        if self.loss_scale:
+            self._adapt_loss_scale(norm)
+        return norm, 1 - self._bad
 
-    def _overflowed(self, norm: Tensor) -> bool:
-        """Whether a step was lost to a loss scale that is too large, which adapts it."""
+    def _decide(self, norm: Tensor) -> None:
+        """With this flag set, fused AdamW leaves weights, moments and steps alone, and the host need not wait."""
+        self._bad = self._judge(norm)
+        self.optimizer.found_inf = self._bad.to(self.optimizer.param_groups[0]["params"][0].device)
+
+    def _before_optimizer(self, *_arguments) -> None:
+        if self._bad is None:  # once a step, though there is a call for every group
+            self._decide(torch.as_tensor(self.deepspeed.optimizer._global_grad_norm, dtype=torch.float32))
+
+    def _adapt_loss_scale(self, norm: Tensor) -> None:
+        """A norm that is not finite is how the loss scale is found."""
         good = math.isfinite(norm.item())
         self.steps_since_overflow = self.steps_since_overflow + 1 if good else 0
         if not good and self.loss_scale > 1:
             self._set_loss_scale(self.loss_scale / 2)
-            return True
-        if good and self.steps_since_overflow % STEPS_TO_DOUBLE == 0:
+        elif good and self.steps_since_overflow % STEPS_TO_DOUBLE == 0:
             self._set_loss_scale(min(LARGEST_LOSS_SCALE, self.loss_scale * 2))
-        return False
 
     def _set_loss_scale(self, scale: float) -> None:
         self.loss_scale = scale
