@@ -10,7 +10,7 @@ import torch.distributed as dist
 MEETING_MINUTES = 10  # for nodes that start late; from then on a watchdog looks after the others
 
 
-def join(backend: str) -> None:
+def join_group(backend: str) -> None:
     """Make the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe.
 
     torch's own store listens on every interface of the machine. A run of one process needs none, and where

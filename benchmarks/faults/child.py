@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from affekt.data.machine import end_with_parent
+
 POINTS = (  # of a save, in their order; `pretrain.writing.point` is called with these names
     "before-write",
     "while-writing",
@@ -49,6 +51,7 @@ def run(function: Callable[..., Any], arguments: tuple, place: dict[str, str], l
     """Call a function as the whole work of this process: its output goes into `log`, what it returns is the exit
     code."""
     os.setsid()
+    end_with_parent()
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -20,7 +20,7 @@ from benchmarks.faults.child import Fault
 
 MODEL = {"name": "hicmae_nano", "embed_dim": 48, "depth": 2, "taps": [1, 2], "decoder_embed_dim": 32, "img_size": 32}
 CLIPS, BATCH = 24, 8  # three steps are an epoch
-STEPS, SAVE_EVERY = 12, 3
+STEPS, SAVE_EVERY = 8, 2
 TIMES = ("clips_per_s", "data_wait", "time_s")  # what differs between equal runs
 DEADLINE = 300  # seconds, for a machine that does much else
 GRACE = 10  # seconds that a rank has to end by itself after another was killed
@@ -72,7 +72,9 @@ class Rig:
     def straight(self, *settings: str, ranks: int = 1) -> Path:
         out = self.folder / f"straight-{ranks}-{'-'.join(settings).replace('/', '_')}"
         if not (out / "summary.json").exists():
+            started = time.monotonic()
             self.finish(out, *settings, ranks=ranks)
+            (out / "seconds").write_text(str(time.monotonic() - started))
         return out
 
 

@@ -11,9 +11,7 @@ from benchmarks.faults.rig import SAVE_EVERY, STEPS, Rig, differences, loadable,
 def random_kills(rig: Rig, rounds: int) -> tuple[int, int, str]:
     """A1: a run killed at a random moment goes on and ends as the straight run."""
     straight, passed, redone, longest = rig.straight(), 0, 0, 0.0
-    started = time.monotonic()
-    rig.finish(rig.new())
-    whole = time.monotonic() - started
+    whole = float((straight / "seconds").read_text())
     for _ in range(rounds):
         out = rig.new()
         job = rig.start(out)
