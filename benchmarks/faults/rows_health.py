@@ -29,7 +29,7 @@ def not_finite(rig: Rig, rounds: int) -> tuple[int, int, str]:
     passed -= sum("skipped" in rows[step] or step not in moved[0] & moved[1] for step in range(2, 2 * rounds, 2))
     dumps = len(list((out / "health").glob("step-*.json")))
     many = {step: "loss nan" for step in range(3, 11)}
-    last = rig.call(sick.poisoned, many, 1, str(rig.new()), str(rig.config), ranks=2)
+    last = rig.call(sick.poisoned, many, 1, str(rig.new()), str(rig.config), "train.steps=12", ranks=2)
     last.wait()
     stopped = last.codes == [4, 4] and "6 skipped in a row" in last.told
     passed = passed if stopped and dumps == rounds else 0
@@ -126,7 +126,7 @@ def flipped_bits(rig: Rig, rounds: int) -> tuple[int, int, str]:
     if job.codes != [0, 0]:
         return 0, rounds, f"exit codes {job.codes}: {job.told[-2000:]}"
     found = [int(Path(f"{out}-{rank}").read_text()) for rank in (0, 1)]
-    settings = (str(rig.config), f"out={rig.new()}", "train.replicas_every=5")
+    settings = (str(rig.config), f"out={rig.new()}", "train.replicas_every=5", "train.steps=12")
     last = rig.call(sick.flipping, 1, 6, *settings, ranks=2)
     last.wait()
     stopped = last.codes == [4, 4] and "step 10: the ranks hold different numbers" in last.told

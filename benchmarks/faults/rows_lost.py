@@ -12,12 +12,11 @@ from pathlib import Path
 
 from affekt.pretrain.log import read_metrics
 from benchmarks.faults import sick
-from benchmarks.faults.rig import Job, Rig, differences, loadable
+from benchmarks.faults.rig import STEPS, Job, Rig, differences, loadable
 
 ENDS_WITHIN = 30  # seconds, after a rank was killed
 LEAVES_WITHIN = 20  # after a signal
 STUCK = 10  # seconds of train.watchdog_s, on a machine that does much else
-STEPS = 12  # of a run of the rig
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 
 
@@ -81,8 +80,8 @@ def stuck_ranks(rig: Rig, rounds: int) -> tuple[int, int, str]:
         out = rig.new()
         settings = (str(rig.config), f"out={out}", f"train.watchdog_s={STUCK}")
         if number % 2:
-            job = rig.call(sick.stalled, 1, 2 + number, *settings, ranks=2)
-            while f"step {2 + number}/" not in job.told and any(p.is_alive() for p in job.processes):
+            job = rig.call(sick.stalled, 1, 1 + number // 2, *settings, ranks=2)
+            while f"step {1 + number // 2}/" not in job.told and any(p.is_alive() for p in job.processes):
                 time.sleep(0.05)
         else:
             job = rig.call(sick.stalled, 1, -1, *settings, "train.steps=10000", ranks=2)
