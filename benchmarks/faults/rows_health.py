@@ -91,7 +91,7 @@ def odd_batches(rig: Rig, rounds: int) -> tuple[int, int, str]:
         clip = torch.tensor([0 if case % 5 == 1 else rng.randint(0, rows) for _ in range(rows)])
         paired = torch.tensor([case % 5 == 2 or rng.random() < 0.8 for _ in range(rows)])
         video, audio = (torch.randn(rows, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
-        loss = contrastive_loss(video, audio, paired, 0.1, clip=clip)
+        loss = contrastive_loss(video, audio, paired, 0.1, same=[clip])
         loss.backward()
         finite = all(x.isfinite().all() for x in (loss, video.grad, audio.grad))
         passed += bool(finite) and abs(loss.item() - _slow_contrast(video, audio, paired, clip)) < 1e-9
