@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +18,7 @@ from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.loader import train_loader
 from affekt.data.mixture import changed_corpora, fingerprints
 from affekt.data.transforms import Preprocess
+from affekt.pretrain.boards import require_wandb
 from affekt.pretrain.checkpoint import (
     complete_checkpoints,
     find_checkpoint,
@@ -37,14 +37,15 @@ from affekt.pretrain.engine import (
 from affekt.pretrain.export import start_from
 from affekt.pretrain.feed import Feed, together
 from affekt.pretrain.hicmae import HiCMAE
-from affekt.pretrain.log import RunLog, say
+from affekt.pretrain.log import Progress, RunLog, failure_noted, say
 from affekt.pretrain.mixture import notes, open_corpora
+from affekt.pretrain.online import OnlineProbe
 from affekt.pretrain.optim import clip_gradients, create_optimizer, lr_at
 from affekt.pretrain.pictures import reconstruction_picture
+from affekt.pretrain.report import try_report
 from affekt.pretrain.seen import SEEN_FILE, merged, seen_data, stamped, with_seen_before
 from affekt.pretrain.settings import PretrainSettings, refuse_changes
-
-Progress = Callable[[int, int, dict[str, float]], None]
+from affekt.pretrain.vitals import Vitals
 
 
 def pretrain(
@@ -60,6 +61,13 @@ def pretrain(
     settings that may differ from those of the resumed run. Losses are logged as means over the steps since the last
     logged one. `progress(step, total, metrics)` is called on rank 0 at every logged step.
     """
+    with failure_noted(Path(settings.out)):
+        return _train(settings, resume, allow_change, progress)
+
+
+def _train(
+    settings: PretrainSettings, resume: str | None, allow_change: tuple[str, ...], progress: Progress | None
+) -> Path:
     rank, world_size, device = start_processes()
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
@@ -68,6 +76,8 @@ def pretrain(
     choose_matmul_precision()
     torch.manual_seed(train.seed)
 
+    if train.wandb and rank == 0:
+        require_wandb()
     if rank == 0 and s.without_effect:
         say(f"model.streams={s.streams}: without effect are {', '.join(s.without_effect)}")
     data = settings.data
@@ -113,6 +123,10 @@ def pretrain(
     agree(_digest(settings.to_yaml(), fingerprints(corpora), start_step), "settings, data or start step")
 
     window = Window(num_frames=s.num_frames, frame_stride=data.frame_stride, mel_frames=s.mel_frames)
+    probe = None
+    if train.probe.shards:
+        how = (window, preprocess, precision, train.global_batch)
+        probe = together(lambda: OnlineProbe(train.probe, model, corpora, *how))
     loader = train_loader(
         corpora,
         window,
@@ -130,12 +144,13 @@ def pretrain(
     )
     lock = claim_run(run) if rank == 0 else None
     engine = create_engine(model, optimizer, train.global_batch // world_size, precision)
-    log = RunLog(run, start_step) if rank == 0 else None
+    vitals = Vitals(s, device, precision, world_size)
+    log = RunLog(run, start_step, settings, progress) if rank == 0 else None
     if rank == 0:
         write_text(run / "settings.yaml", settings.to_yaml())
         write_text(run / SEEN_FILE, json.dumps(stamped(seen), ensure_ascii=False))
-        log.start(settings, model, world_size, str(device), precision, total_steps)
-        for line in notes(corpora, window, loader.shares):
+        log.start(model, world_size, str(device), precision, total_steps)
+        for line in (vitals.note, *notes(corpora, window, loader.shares), *(probe.notes(seen) if probe else ())):
             say(line)
 
     model.train()
@@ -174,9 +189,12 @@ def pretrain(
                 "data_wait": waited / seconds,
             }
             if log:
-                log.step(done, values)
-                if progress:
-                    progress(done, total_steps, values)
+                log.step(done, values | vitals.read(values["clips_per_s"]))
+        if probe and probe.due(done, total_steps):
+            with watch.paused():
+                found = probe.measure()  # every rank embeds its share of the clips
+                if log:
+                    log.probe(done, found)
         if log and (done % train.picture_every == 0 or done == total_steps):
             with watch.paused():
                 try:
@@ -201,6 +219,7 @@ def pretrain(
     summed = accounting.summed_over_ranks()
     if log:
         log.finish(summed.to_dict())
+        try_report(run)
         lock.close()
     accounting.check(data.skip_budget, finished=True)
     return run

@@ -8,8 +8,10 @@ from pydantic import Field, model_validator
 from affekt.data.errors import SettingsError
 from affekt.data.loader import Augment
 from affekt.data.settings import Settings
+from affekt.pretrain.boards import Wandb
 from affekt.pretrain.engine import Precision
 from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.online import OnlineProbeSettings
 from affekt.pretrain.optim import OptimSettings
 from affekt.pretrain.registry import SIZES, list_models
 
@@ -105,6 +107,8 @@ class TrainSettings(Settings):
     checkpoint_every: int = Field(500, ge=1)
     picture_every: int = Field(500, ge=1)
     keep_last: int = Field(2, ge=1)
+    probe: OnlineProbeSettings = Field(OnlineProbeSettings(), description="of labelled clips, while the run goes on")
+    wandb: Wandb | None = Field(None, description="offline (in the run's folder) or online; null: not at all")
 
     @model_validator(mode="after")
     def _check(self) -> "TrainSettings":
@@ -153,14 +157,22 @@ class PretrainSettings(Settings):
 
     def changes_from(self, old: "PretrainSettings") -> dict[str, tuple[Any, Any]]:
         """`{key: (old, new)}` of every setting that decides the result; folders, logging and workers do not."""
-        free = ("out", "data.shards", "data.workers", "train.log_every", "train.picture_every", "train.threads")
+        free = (
+            "out",
+            "data.shards",
+            "data.workers",
+            "train.log_every",
+            "train.picture_every",
+            "train.threads",
+            "train.wandb",
+        )
         free += ("train.checkpoint_every", "train.keep_last", "train.activation_checkpointing", "train.compile")
         free += ("data.skip_budget", *(f"data.mixture.{part.name}.shards" for part in self.data.mixture))
         before, after = _flat(old.model_dump(mode="json")), _flat(self.model_dump(mode="json"))
         return {
             key: (before.get(key), after.get(key))
             for key in sorted(before | after)
-            if before.get(key) != after.get(key) and key not in free
+            if before.get(key) != after.get(key) and key not in free and not key.startswith("train.probe.")
         }
 
     def check_keys(self, keys: tuple[str, ...]) -> None:
