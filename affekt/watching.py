@@ -53,6 +53,7 @@ def compare(
     from affekt.pretrain.runs import compare as side_by_side
     from affekt.pretrain.runs import short_names
 
+    folders = list({folder.resolve(): folder for folder in folders}.values())  # one named twice stands there once
     found, names = side_by_side(folders), short_names(folders)
     if html:
         html.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,9 @@ def compare(
     }
     numbers = {name: [_figure(value) for value in values] for name, values in found["values"].items()}
     settings = {key: [str(value) for value in values] for key, values in found["settings"].items()}
-    table = Table("", *(_plain(name) for name in names))
+    table = Table("")
+    for name in names:
+        table.add_column(_plain(name))
     for rows in (facts, settings, numbers):
         for key, values in rows.items():
             table.add_row(*map(_plain, (key, *values)))

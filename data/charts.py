@@ -23,9 +23,11 @@ class Line:
     high: Sequence[float] | None = None
 
 
-def line_chart(lines: Sequence[Line], *, x_name: str, chance: float | None = None, zero: bool = False) -> str:
+def line_chart(
+    lines: Sequence[Line], *, x_name: str, chance: float | None = None, zero: bool = False, names: bool = False
+) -> str:
     """Lines on a common scale as SVG, names in the colours of their lines above. Values that are not finite are left
-    out; `zero` starts the scale at 0, `chance` draws a dotted level."""
+    out; `zero` starts the scale at 0, `chance` draws a dotted level, `names` gives its name to one line alone too."""
     values = [v for line in lines for series in (line.y, line.low or (), line.high or ()) for v in series]
     values = [v for v in [*values, *([] if chance is None else [chance])] if math.isfinite(v)]
     xs = [x for line in lines for x in line.x]
@@ -46,7 +48,9 @@ def line_chart(lines: Sequence[Line], *, x_name: str, chance: float | None = Non
     for tick in ticks:
         _, y = place(x_low, tick)
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick_name(tick, high)}</text>')
+        parts.append(
+            f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick_name(tick, max(abs(low), abs(high)))}</text>'
+        )
     for x in x_ticks(x_low, x_high):
         across, _ = place(x, low)
         parts.append(f'<text x="{across:.1f}" y="{HEIGHT - 11}" text-anchor="middle">{x:,.0f}</text>')
@@ -62,11 +66,11 @@ def line_chart(lines: Sequence[Line], *, x_name: str, chance: float | None = Non
     parts.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT + 6}" text-anchor="middle">{escape(x_name)}</text>'
     )
-    names = "".join(
+    legend = "".join(
         f'<span style="color:{line.colour};margin-right:16px;font-weight:600">{escape(line.name)}</span>'
         for line in lines
     )
-    legend = f'<div style="font-size:14px;margin-bottom:6px">{names}</div>' if len(lines) > 1 else ""
+    legend = f'<div style="font-size:14px;margin-bottom:6px">{legend}</div>' if names or len(lines) > 1 else ""
     return f'{legend}<svg viewBox="0 0 {WIDTH} {HEIGHT + 10}" role="img">{"".join(parts)}</svg>'
 
 

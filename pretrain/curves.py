@@ -103,7 +103,7 @@ def curve_cards(curves: Sequence[Curve], runs: dict[str, list[dict[str, Any]]]) 
             }
         else:
             charts = {
-                curve.title if len(curve.lines) == 1 else f"{curve.title}: {name.lower()}": [
+                curve.title if len(curve.lines) == 1 else f"{curve.title}: {name}": [
                     (run, field, RUN_COLOURS[n % len(RUN_COLOURS)], rows) for n, (run, rows) in enumerate(runs.items())
                 ]
                 for name, (field, _) in curve.lines.items()
@@ -113,7 +113,7 @@ def curve_cards(curves: Sequence[Curve], runs: dict[str, list[dict[str, Any]]]) 
             if drawn:
                 chance = next((row[curve.chance] for *_, rows in wanted for row in rows if curve.chance in row), None)
                 chance = None if chance is None else curve.factor * chance
-                chart = line_chart(drawn, x_name="step", chance=chance, zero=curve.zero)
+                chart = line_chart(drawn, x_name="step", chance=chance, zero=curve.zero, names=len(runs) > 1)
                 note = f"<figcaption>{escape(curve.note)}</figcaption>" if curve.note else ""
                 cards.append(card(chart, note, title=title))
     return cards
