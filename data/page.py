@@ -108,7 +108,8 @@ footer { margin-top: 56px; padding-top: 18px; border-top: 1px solid var(--line);
   .card { padding: 16px; } .tile b { font-size: 34px; } .dots { display: block; font-size: 14px; }
   .dots .row { display: grid; grid-template: "name value" "track track" / 1fr max-content; }
   .dots .track, .dots .axis { grid-area: track; margin-right: 8px; } }
-@media print { body { background: #fff; } .card { break-inside: avoid; } }
+@media print { body { background: #fff; } .card { break-inside: avoid; } h2 { break-after: avoid; }
+  details::details-content { content-visibility: visible; block-size: auto; } pre { white-space: pre-wrap; } }
 """
 
 PAGE = Template("""<!doctype html>

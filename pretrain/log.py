@@ -5,8 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,26 +110,6 @@ class RunLog:
         self.file.flush()
         self.boards.add(step, values)
         return row
-
-
-@contextmanager
-def failure_noted(run: Path) -> Iterator[None]:
-    """An error that leaves this block is written into the run's summary, if the run was started inside of it by this
-    process: another's folder, refused before that, stays as it is."""
-    entered = time.time()
-    try:
-        yield
-    except Exception as error:
-        started = read_json(run / STARTED)
-        if started.get("pid") == os.getpid() and started.get("started", 0) >= entered:
-            code = getattr(error, "exit_code", 1)
-            reason = str(error) if hasattr(error, "exit_code") else f"{type(error).__name__}: {error}"
-            summary = {"format": "affekt-run 1", "state": "failed", "exit_code": code, "reason": reason}
-            try:
-                write_text(run / ENDED, json.dumps(summary | {"time": time.time(), "versions": versions()}, indent=1))
-            except Exception as other:  # the first error is the one to hear of
-                say(f"{run}: what ended the run cannot be noted: {other}")
-        raise
 
 
 def told(row: dict[str, float]) -> str:

@@ -37,12 +37,12 @@ from affekt.pretrain.engine import (
 from affekt.pretrain.export import start_from
 from affekt.pretrain.feed import Feed, together
 from affekt.pretrain.hicmae import HiCMAE
-from affekt.pretrain.log import Progress, RunLog, failure_noted, say
+from affekt.pretrain.log import Progress, RunLog, say
 from affekt.pretrain.mixture import notes, open_corpora
 from affekt.pretrain.online import OnlineProbe
 from affekt.pretrain.optim import clip_gradients, create_optimizer, lr_at
 from affekt.pretrain.pictures import reconstruction_picture
-from affekt.pretrain.report import try_report
+from affekt.pretrain.report import failure_noted, try_report
 from affekt.pretrain.seen import SEEN_FILE, merged, seen_data, stamped, with_seen_before
 from affekt.pretrain.settings import PretrainSettings, refuse_changes
 from affekt.pretrain.vitals import Vitals
@@ -76,8 +76,8 @@ def _train(
     choose_matmul_precision()
     torch.manual_seed(train.seed)
 
-    if train.wandb and rank == 0:
-        require_wandb()
+    if train.wandb:
+        together(require_wandb)
     if rank == 0 and s.without_effect:
         say(f"model.streams={s.streams}: without effect are {', '.join(s.without_effect)}")
     data = settings.data
@@ -144,7 +144,7 @@ def _train(
     )
     lock = claim_run(run) if rank == 0 else None
     engine = create_engine(model, optimizer, train.global_batch // world_size, precision)
-    vitals = Vitals(s, device, precision, world_size)
+    vitals = Vitals(s, device, precision, world_size) if rank == 0 else None
     log = RunLog(run, start_step, settings, progress) if rank == 0 else None
     if rank == 0:
         write_text(run / "settings.yaml", settings.to_yaml())
@@ -219,9 +219,10 @@ def _train(
     summed = accounting.summed_over_ranks()
     if log:
         log.finish(summed.to_dict())
+    accounting.check(data.skip_budget, finished=True)
+    if log:
         try_report(run)
         lock.close()
-    accounting.check(data.skip_budget, finished=True)
     return run
 
 

@@ -4,7 +4,10 @@ It is written at the end of a run, and from whatever an interrupted one has left
 """
 
 import json
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from affekt.data.errors import AffektError
 from affekt.data.files import write_text
 from affekt.data.page import card, grid, page, section, table
 from affekt.pretrain.curves import HEALTH, LEARNING, PROBES, curve_cards, picture_cards
-from affekt.pretrain.log import ENDED, STARTED, read_json, read_metrics, say
+from affekt.pretrain.log import ENDED, STARTED, read_json, read_metrics, say, versions
 from affekt.pretrain.runs import compare, describe, read_settings, short_names
 from affekt.pretrain.seen import SEEN_FILE
 
@@ -48,11 +51,32 @@ def write_run_report(run: Path) -> Path:
 
 
 def try_report(run: Path) -> None:
-    """The report of a run that has just ended well: what goes wrong with it is said and costs nothing else."""
+    """The report of a run that has just ended: what goes wrong with it is said and costs nothing else."""
     try:
         write_run_report(run)
     except (AffektError, OSError, ValueError, LookupError, TypeError) as error:
         say(f"{run}: no report: {error}; `affekt runs {run} --report` writes it")
+
+
+@contextmanager
+def failure_noted(run: Path) -> Iterator[None]:
+    """An error that leaves this block is written into the run's summary and report, if the run was started inside of it
+    by this process: another's folder, refused before that, stays as it is."""
+    entered = time.time()
+    try:
+        yield
+    except Exception as error:
+        started = read_json(run / STARTED)
+        if started.get("pid") == os.getpid() and started.get("started", 0) >= entered:
+            code = getattr(error, "exit_code", 1)
+            reason = str(error) if hasattr(error, "exit_code") else f"{type(error).__name__}: {error}"
+            ended = {"format": "affekt-run 1", "state": "failed", "exit_code": code, "reason": reason}
+            try:
+                write_text(run / ENDED, json.dumps(read_json(run / ENDED) | ended | {"versions": versions()}, indent=1))
+            except AffektError as other:  # the first error is the one to hear of
+                say(f"{run}: what ended the run cannot be noted: {other}")
+            try_report(run)
+        raise
 
 
 def write_comparison(out: Path, runs: Sequence[Path]) -> Path:
@@ -194,8 +218,8 @@ def _actions(summary: dict[str, Any]) -> str:
 
 
 def _settings(settings: dict[str, Any], started: dict[str, Any], summary: dict[str, Any]) -> str:
-    versions = summary.get("versions") or started.get("versions") or {}
-    rows = [[escape(str(name)), escape(str(value))] for name, value in versions.items()]
+    made_by = summary.get("versions") or started.get("versions") or {}
+    rows = [[escape(str(name)), escape(str(value))] for name, value in made_by.items()]
     rows += [
         [name, escape(str(started[name]))] for name in ("host", "device", "world_size", "precision") if name in started
     ]

@@ -20,9 +20,10 @@ from torch import nn
 
 from affekt.cli import run as affekt
 from affekt.data.errors import HealthError, SettingsError
-from affekt.pretrain.log import TIMINGS, failure_noted, read_metrics, told, told_probe
+from affekt.pretrain.boards import require_wandb
+from affekt.pretrain.log import TIMINGS, read_metrics, told, told_probe
 from affekt.pretrain.online import OnlineProbeSettings, split, untouched
-from affekt.pretrain.report import write_run_report
+from affekt.pretrain.report import failure_noted, write_run_report
 from affekt.pretrain.runs import describe, different_settings, find_runs, short_names, state_of
 from affekt.pretrain.settings import PretrainSettings, refuse_changes
 from affekt.progress import training
@@ -148,7 +149,7 @@ def test_a_logged_step_says_how_the_machine_is_used(runs):
     assert "GFLOP per clip; MFU is the share of" in told and f"step {STEPS}/{STEPS}  loss" in told and " GiB" in told
 
 
-def test_wandb_hears_of_a_run_that_asks_for_it_and_of_no_other(runs):
+def test_wandb_hears_of_a_run_that_asks_for_it_and_of_no_other(runs, monkeypatch):
     notes = [json.loads(line) for line in (runs / "notes.jsonl").read_text().splitlines()]
     first, *logged, last = notes
     assert first["call"] == "init" and first["mode"] == "offline" and first["dir"] == str(runs / "probed")
@@ -157,6 +158,9 @@ def test_wandb_hears_of_a_run_that_asks_for_it_and_of_no_other(runs):
     assert "loss" in logged[0]["names"] and "probe/gap" in logged[-1]["names"]
     assert last == {"call": "finish", "exit_code": 0}
     assert not (runs / "plain" / "wandb").exists()
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    with pytest.raises(SettingsError, match=r"pip install 'affekt\[wandb\]'"):
+        require_wandb()
 
 
 def test_states_of_runs(runs, tmp_path):
@@ -179,7 +183,7 @@ def test_states_of_runs(runs, tmp_path):
         (cut / "run.json").write_text(json.dumps(started))
         raise HealthError("step 3: not <finite>")
     assert state_of(cut) == ("failed", "exit code 4: step 3: not <finite>")
-    assert "step 3: not &lt;finite&gt;" in write_run_report(cut).read_text()
+    assert "step 3: not &lt;finite&gt;" in (cut / "report.html").read_text()
 
 
 def test_runs_are_listed(runs, capsys):
