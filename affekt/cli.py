@@ -176,8 +176,9 @@ def prepare(
     named = {"size": size, "face": face, "face_fallback": face_fallback, "picture": picture}
     given = {key: value for key, value in named.items() if value is not None}
     settings = PrepareSettings.parse(apply_overrides(given, overrides or []), "prepare")
-    with progress("prepare", quiet=as_json) as report:
-        summary = make_shards(source, out, settings, workers, report, overwrite, _conditions(where or []))
+    conditions = _conditions(where or [])
+    with progress("measure", "sources", quiet=as_json) as measuring, progress("prepare", quiet=as_json) as report:
+        summary = make_shards(source, out, settings, workers, report, overwrite, conditions, measuring)
     causes = ", ".join(f"{count} {cause}" for cause, count in summary["quarantined"].items())
     left_out = f"; left out: {causes}, each listed in {out / 'quarantine.jsonl'}" if causes else ""
     parts = f", cut from {summary['sources']} sources," if summary["clips"] != summary["sources"] else ""
@@ -280,11 +281,10 @@ def probe(
     config: Config, overrides: Overrides = None, print_config: PrintConfig = False, as_json: AsJson = False
 ) -> None:
     """Measure what frozen features are worth, beside untrained encoders and plain statistics; writes report.html."""
-    path = _experiment(config)
     from affekt.finetune.probe import ProbeSettings
     from affekt.finetune.probe import probe as measure
 
-    settings = ProbeSettings.read(path, overrides or [])
+    settings = ProbeSettings.read(_experiment(config), overrides or [])
     if print_config:
         print(settings.explained(), end="")
         return

@@ -50,6 +50,8 @@ def _bar(label: str, unit: str) -> Iterator[Report]:
             first = time.monotonic(), done
             bar.start()
         bar.update(task, completed=done, total=total, rate=_rate(done - first[1], first[0], unit))
+        if done >= total:
+            bar.stop()  # and not at the end of the context: a terminal holds one bar at a time, and the next may begin
 
     try:
         yield report

@@ -124,14 +124,14 @@ def sum_over_ranks(values: list[int]) -> list[int]:
     """The sums on every rank, which all must ask for with as many values."""
     if _world_size() == 1:
         return values
-    total = torch.tensor(values, dtype=torch.int64, device=_device())
+    total = torch.tensor(values, dtype=torch.int64, device=device_of_collectives())
     dist.all_reduce(total)
     return total.tolist()
 
 
 def all_gather_json(value: Any) -> list[Any]:
     """`value` of every rank. As JSON in tensors: `all_gather_object` would unpickle what arrives."""
-    device = _device()
+    device = device_of_collectives()
     content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
     lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
     dist.all_gather(lengths, torch.tensor([len(content)], device=device))
@@ -145,5 +145,6 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _device() -> torch.device:
+def device_of_collectives() -> torch.device:
+    """Where the tensors have to be that ranks exchange."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -22,7 +22,8 @@ class Batch:
     mirrored when x0 > x1; `gain` float32 (B,) and `roll` int64 (B,) samples vary the sound on the device (None: not at
     all); `keys` int64 (B,) to draw masks from; `skipped` (id, cause) of clips that could not be read;
     `clip` int64 (B,): rows with the same number are views of one clip, -1 is no clip; `eval_loader` numbers its
-    indices. In a training batch, `repeats` rows in turn are views of one decoded clip.
+    indices. In a training batch, `repeats` rows in turn are views of one decoded clip. `speaker` int64 (B,): a number
+    of the speaker, -1 where none is known.
     """
 
     ids: list[str]
@@ -39,6 +40,7 @@ class Batch:
     repeats: int = 1
     gain: Tensor | None = None
     roll: Tensor | None = None
+    speaker: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device; from pinned memory without waiting for the copy."""
@@ -51,6 +53,13 @@ class Batch:
         """int64 (B,): how many log-mel frames of at most `mel_frames` are sound from end to end; 0 without sound."""
         frames = (self.audio_valid - FRAME_LENGTH).div(FRAME_SHIFT, rounding_mode="floor") + 1
         return frames.clamp(0, mel_frames)
+
+    def parts(self, count: int) -> list["Batch"]:
+        """Its rows in `count` batches of the same size; views of one clip stay together. `skipped` is left behind."""
+        rows = len(self.ids) // count
+        assert rows * count == len(self.ids) and rows % self.repeats == 0, f"{len(self.ids)} rows in {count} parts"
+        cuts = [slice(start, start + rows) for start in range(0, len(self.ids), rows)]
+        return [replace(self._each(lambda x, cut=cut: x[cut]), ids=self.ids[cut], skipped=[]) for cut in cuts]
 
     def _each(self, function) -> "Batch":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -66,6 +75,7 @@ class Row(NamedTuple):
     key: int = 0
     gain: float = 1.0
     roll: int = 0
+    speaker: int = -1
 
 
 def empty_pictures(count: int, window: Window, size: int) -> np.ndarray:
@@ -94,6 +104,7 @@ def collate(rows: list[Row], window: Window, size: int, streams: str, pictures: 
         has_audio=torch.tensor([view.audio is not None for view in views], dtype=torch.bool),
         audio_valid=torch.tensor([view.audio_valid for view in views], dtype=torch.int64),
         crop=torch.tensor([row.crop for row in rows], dtype=torch.float32).view(-1, 4),
+        speaker=torch.tensor([row.speaker for row in rows], dtype=torch.int64),
         keys=torch.tensor([row.key for row in rows], dtype=torch.int64),
         gain=torch.tensor([row.gain for row in rows]) if any(row.gain != 1 for row in rows) else None,
         roll=torch.tensor([row.roll for row in rows]) if any(row.roll for row in rows) else None,

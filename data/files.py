@@ -25,12 +25,28 @@ def committed(path: Path) -> Iterator[BinaryIO]:
         os.replace(partial, path)
         flush(path.parent)
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written: {error.strerror or error}; what was finished before it is kept: make room or "
-            "repair the folder, then run the same command again"
-        ) from error
+        raise _refused(path, error) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line, which is kept from then on whatever happens to this process. Raises DataError as `committed`.
+
+    A line begins with its line break, so that one which a kill or a full disk tore spoils none after it.
+    """
+    try:
+        with open(path, "ab") as file:
+            file.write(f"\n{text}".encode())
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: cannot be written: {error.strerror or error}; what was finished before it is kept: make room or "
+        "repair the folder, then run the same command again"
+    )
 
 
 # What each command's folder holds at its top, so that no command writes into another's.

@@ -19,7 +19,7 @@ from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.handover import POSSIBLE, Blocks, Sent
 from affekt.data.machine import end_with_parent, keep_freed_memory
 from affekt.data.mixture import Corpus, check_together, example, places, sources
-from affekt.data.order import Plan, clip_key, uniform
+from affekt.data.order import Plan, clip_key, speaker_number, uniform
 from affekt.data.remote import FetchAhead
 from affekt.data.shards import SampleError, ShardIndex
 
@@ -141,12 +141,13 @@ def eval_loader(
 
 
 class _Decoded(NamedTuple):
-    """A clip on its way to its views: its name in the run, number among all clips, turn and window."""
+    """A clip on its way to its views: its name in the run, number among all clips, turn, window and speaker."""
 
     name: str
     number: int
     turn: int
     view: View
+    speaker: int
 
 
 class _TrainBatches(Dataset):
@@ -203,7 +204,8 @@ class _TrainBatches(Dataset):
             start = random_start(sample.duration, self.window, uniform(1, self.plan.seed, turn, name, "window")[0])
             try:
                 view = decode_window(corpus.index, sample, self.window, start, self.streams, into)
-                return _Decoded(name, self.first[number] + position, turn, view)
+                speaker = speaker_number(corpus.name, sample.meta.get("speaker"))
+                return _Decoded(name, self.first[number] + position, turn, view, speaker)
             except SampleError as error:
                 skipped.append((name, f"{error.cause}: {error}"))
                 tried[skipped[-1][1]] += 1
@@ -216,7 +218,7 @@ class _TrainBatches(Dataset):
         key = (self.plan.seed, clip.turn, f"{clip.name}\0{repeat}" if repeat else clip.name)
         crop = WHOLE_PICTURE if clip.view.video is None else self.augment.crop(self.size, *key)
         gain, roll = self.augment.sound(clip.view.audio_valid, *key)
-        return Row(clip.name, clip.view, crop, clip_key(*key), gain, roll)
+        return Row(clip.name, clip.view, crop, clip_key(*key), gain, roll, clip.speaker)
 
 
 class _EvalBatches(Dataset):

@@ -24,10 +24,12 @@ AUDIO_SUFFIXES = frozenset(
     [".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aiff", ".aif", ".amr", ".au", ".caf"]
 )
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"])
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES | IMAGE_SUFFIXES
 
 ALIASES = {"actor": "speaker"}
 NUMBERS = frozenset({"start", "end", "valence", "arousal", "dominance"})
 OWN_MANIFESTS = ("manifest.csv", "manifest.jsonl")
+LIST_HEADER = frozenset(["path", "video", "audio", "file", "filename", "label", "labels", "emotion", "class"])
 ID_BYTES = 180  # tar members and file systems allow 255; the rest is for suffixes
 
 
@@ -66,7 +68,7 @@ def read_source(source: str | Path) -> list[Clip]:
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".txt": _list_rows, ".lst": _list_rows}
     reader = readers.get(source.suffix.lower())
     if reader is None:
-        if source.suffix.lower() in VIDEO_SUFFIXES | AUDIO_SUFFIXES | IMAGE_SUFFIXES:
+        if source.suffix.lower() in MEDIA_SUFFIXES:
             return [clip_of_file(source)]
         raise SettingsError(f"{source}: not a folder, a media file or a manifest (.csv, .jsonl, .txt, .lst)")
     return _unique([_clip(source, line, row) for line, row in _decoded(source, reader)], source)
@@ -87,8 +89,8 @@ def list_media(folder: str | Path) -> tuple[list[Path], int]:
     folder = Path(folder)
     files = [path for path in folder.rglob("*") if path.is_file()]
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    known = VIDEO_SUFFIXES | AUDIO_SUFFIXES | IMAGE_SUFFIXES
-    media = sorted((p for p in files if p.suffix.lower() in known), key=lambda p: p.relative_to(folder).as_posix())
+    media = [path for path in files if path.suffix.lower() in MEDIA_SUFFIXES]
+    media.sort(key=lambda path: path.relative_to(folder).as_posix())
     return media, len(files) - len(media)
 
 
@@ -109,7 +111,22 @@ def frame_files(folder: str | Path) -> list[Path]:
 
 
 def list_words(where: str, text: str) -> list[str]:
-    """One to three words of a `path [audio] label` line; a name with spaces stands in quotes."""
+    """One to three words of a `path [audio] label` line; a name with spaces or commas stands in quotes.
+
+    Raises SettingsError for another number of words, a header, and fields with commas or semicolons between them.
+    """
+    text = text.strip()
+    first, *others = re.split("[,;]", text.lower())
+    is_field = Path(first.strip()).suffix in MEDIA_SUFFIXES or first.strip() in LIST_HEADER
+    one_word = " " not in text and Path(text.lower()).suffix not in MEDIA_SUFFIXES
+    if others and first[:1] not in ("'", '"') and (is_field or one_word):
+        raise SettingsError(
+            f"{where}: `{text[:60]}` has commas or semicolons between its fields, expected `path [audio] label` with "
+            "spaces; a CSV manifest, which `affekt prepare` reads, ends in .csv and begins with a line such as "
+            "`path,label`; a name that holds a comma stands in quotes"
+        )
+    if " " in text and set(text.lower().split()) <= LIST_HEADER:
+        raise SettingsError(f"{where}: `{text}` is a header, and a list has none; remove this line")
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -131,7 +148,7 @@ def safe_id(text: str) -> str:
 def _read_folder(folder: Path) -> list[Clip]:
     media, others = list_media(folder)
     if not media:
-        kinds = " ".join(sorted(VIDEO_SUFFIXES | AUDIO_SUFFIXES | IMAGE_SUFFIXES))
+        kinds = " ".join(sorted(MEDIA_SUFFIXES))
         raise SettingsError(f"{folder}: no media file in this folder ({others} other files); looked for {kinds}")
     names = [safe_id(path.relative_to(folder).with_suffix("").as_posix()) for path in media]
     taken = {name for name, count in collections.Counter(names).items() if count > 1}
@@ -163,22 +180,42 @@ def _decoded(source: Path, reader) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _csv_rows(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with source.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        header = [name.strip() for name in reader.fieldnames or []]
+        lines = csv.reader(file)
+        header = [name.strip() for name in next(lines, [])]
         if len(header) == 1 and " " in header[0]:  # the field's lists are often called .csv
             yield from _list_rows(source)
             return
         if not {"path", "video", "audio"} & set(header):
             found = ", ".join(header) or "nothing"
-            raise SettingsError(f"{source}, line 1: no column `video`, `audio` or `path` (found {found})")
+            hint = "the first line names the columns, as in `path,label`, separated by commas"
+            raise SettingsError(f"{source}, line 1: no column `video`, `audio` or `path` (found {found}); {hint}")
         if len(set(header)) < len(header):
             raise SettingsError(f"{source}, line 1: a column name stands twice")
-        reader.fieldnames = header
-        for row in reader:
-            if None in row or None in row.values():
-                where = f"{source}, line {reader.line_num}"
-                raise SettingsError(f"{where}: not as many values as the header has columns ({len(header)})")
-            yield reader.line_num, row
+        yield from _records(source, csv.DictReader(file, header, strict=True), lines.line_num)
+
+
+def _records(source: Path, reader: csv.DictReader, above: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line in which it begins, row) of the rows with `above` lines above them.
+
+    `reader` is a strict one: to any other a quote that is not closed holds all rows from there to the end of the file.
+    """
+    while True:
+        begin = above + reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            hint = "a quote is not closed, or stands within a value (write it twice there)"
+            raise SettingsError(f"{source}, line {begin}: {error}; {hint}") from None
+        if row is None:
+            return
+        values = [value for value in row.values() if isinstance(value, str)]
+        breaks = sum(len(re.findall("\r\n|\r|\n", value)) for value in values)
+        last = above + reader.line_num
+        if None in row or None in row.values():
+            told = f"not as many values as the header has columns ({len(reader.fieldnames)})"
+            told += f"; a quoted value goes on to line {last}: is its quote closed too late?" * (breaks > 0)
+            raise SettingsError(f"{source}, line {last - breaks}: {told}")
+        yield last - breaks, row
 
 
 def _jsonl_rows(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -36,6 +36,11 @@ def clip_key(seed: int, epoch: int, clip: str) -> int:
     return int.from_bytes(_digest(seed, epoch, clip)[:8], "little", signed=True)
 
 
+def speaker_number(corpus: str, speaker: object) -> int:
+    """An int64 of at least 0 that stands for a speaker of a corpus; -1 where none is named."""
+    return -1 if speaker in (None, "") else int.from_bytes(_digest("speaker", corpus, str(speaker))[:8], "little") >> 1
+
+
 def raw(count: int, *key: int | str) -> np.ndarray:
     """`count` random uint64 that depend on nothing but the key."""
     return np.random.Philox(key=int.from_bytes(_digest(*key)[:16], "little")).random_raw(count)

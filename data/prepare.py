@@ -1,9 +1,10 @@
 """`affekt prepare`: a source of clips into a folder of shards with an index, a quarantine list and a summary.
 
 Clips that are too long become equal parts, each a clip of its own, so that no source holds up others or fills the
-memory. The clips are then taken in blocks of `clips_per_shard`; the usable ones of a block make one shard. A block is
-done when its note is on the disk, written after its shard; an interrupted run goes on with the first block without a
-note. Outcomes are taken in the order of the source, so the shards do not depend on the number of processes.
+memory; how long they are is measured first, and each length is kept as soon as it is known. The clips are then taken in
+blocks of `clips_per_shard`; the usable ones of a block make one shard. A block is done when its note is on the disk,
+written after its shard; an interrupted run goes on with the first block without a note. Outcomes are taken in the order
+of the source, so the shards do not depend on the number of processes.
 """
 
 import contextlib
@@ -27,6 +28,8 @@ from affekt.data.shard_writer import ShardWriter
 
 __all__ = ["PrepareSettings", "PreparedClip", "encode_clip", "prepare", "prepare_clip", "prepare_clip_safely"]
 
+Report = Callable[[int, int], None]  # of what is done, and of how much
+
 PROCESS_SETTINGS = {"timeout_s", "memory_mib", "recycle"}  # how it is made; may change from run to run
 
 
@@ -35,16 +38,18 @@ def prepare(
     out: str | Path,
     settings: PrepareSettings | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Report | None = None,
     overwrite: bool = False,
     where: dict[str, list[str]] | None = None,
+    measuring: Report | None = None,
 ) -> dict[str, Any]:
     """Prepare every clip of `source` (see `read_source`) into `out`; returns what `summary.json` holds.
 
     `where` maps columns of the manifest to allowed values, compared as text; clips must match all of them.
-    The same call goes on where an earlier one was interrupted. `progress(done, total)` counts clips. Raises
-    SettingsError for a bad source, or an `out` that was begun with other settings or another source, which `overwrite`
-    replaces; DataError for a full disk, or when not one clip is usable. An interrupt leaves what is finished.
+    The same call goes on where an earlier one was interrupted. `measuring(done, total)` counts the sources whose length
+    is looked up first, `progress(done, total)` then counts clips. Raises SettingsError for a bad source, or an `out`
+    that was begun with other settings or another source, which `overwrite` replaces; DataError for a full disk, or when
+    not one clip is usable. An interrupt leaves what is finished.
     """
     settings = settings or PrepareSettings()
     find_detectors(settings.face)
@@ -52,18 +57,19 @@ def prepare(
     base = Path(source) if Path(source).is_dir() else Path(source).parent
     kept_settings = settings.model_dump(mode="json", exclude=PROCESS_SETTINGS)
     with PrepareFolder(out, kept_settings, describe(clips, base), overwrite) as folder:
-        report = progress or (lambda done, total: None)
+        report, measuring = progress or _silent, measuring or _silent
         if folder.complete:
             summary = folder.read_summary()
             report(summary["clips"], summary["clips"])
             return summary
         started, resumed = time.monotonic(), len(folder.notes)
         with contextlib.closing(MediaPool(settings, workers or available_cores())) as pool:
-            parts = _cut_long(folder, clips, settings, pool)
+            lengths = {} if settings.long_clips == "cut" else _measure(folder, clips, settings, pool, measuring)
+            parts, unknown = _cut_long(clips, lengths, settings)
             blocks = [
                 parts[at : at + settings.clips_per_shard] for at in range(0, len(parts), settings.clips_per_shard)
             ]
-            _prepare_blocks(folder, blocks, pool, report)
+            _prepare_blocks(folder, blocks, unknown, pool, report)
         notes = folder.notes
         new = sum(len(block) for block in blocks[resumed:])
         others = list_media(source)[1] if Path(source).is_dir() else 0
@@ -88,42 +94,60 @@ def matching(clips: list[Clip], where: dict[str, list[str]], source: str | Path)
     return found
 
 
-def _cut_long(folder: PrepareFolder, clips: list[Clip], settings: PrepareSettings, pool: MediaPool) -> list[Clip]:
-    """Every clip, or its parts. How long clips are is kept in the folder, so that a resumed run need not look again."""
-    if settings.long_clips == "cut":
-        return clips
-    longest, lengths = settings.max_duration, folder.lengths
-    if lengths is None:
-        lengths = {}
-        unsure = [c for c in clips if not is_still(c.video) and not (c.end and c.end - (c.start or 0) <= longest)]
-        for clip, outcome in zip(unsure, pool.run(unsure, "measure"), strict=True):
-            if isinstance(outcome, Failure):
-                continue  # its preparation will fail too, and say why
-            ((span, _),) = outcome
-            if len(cut(clip, span["begin"], span["end"], longest, settings.fps)) > 1:
-                lengths[clip.id] = [span["begin"], span["end"]]
-        folder.keep_lengths(lengths)
-    parts = []
+def _measure(
+    folder: PrepareFolder, clips: list[Clip], settings: PrepareSettings, pool: MediaPool, report: Report
+) -> dict[str, dict[str, Any]]:
+    """The lengths of all clips that may be too long, by id. They are kept in the folder one by one, so that a pass over
+    many sources that was interrupted goes on from there."""
+    longest, lengths = settings.max_duration, folder.read_lengths()
+    unsure = [c for c in clips if not is_still(c.video) and not (c.end and c.end - (c.start or 0) <= longest)]
+    open_ones = [clip for clip in unsure if clip.id not in lengths]
+    known = len(lengths)
+    if not open_ones:
+        return lengths
+    report(known, len(unsure))
+    for done, (clip, outcome) in enumerate(zip(open_ones, pool.run(open_ones, "measure"), strict=True), known + 1):
+        if isinstance(outcome, Failure):
+            lengths[clip.id] = {"cause": outcome.cause, "message": f"its length is not known: {outcome.message}"}
+        else:
+            ((lengths[clip.id], _),) = outcome
+        folder.add_length(clip.id, lengths[clip.id])
+        report(done, len(unsure))
+    return lengths
+
+
+def _cut_long(
+    clips: list[Clip], lengths: dict[str, dict[str, Any]], settings: PrepareSettings
+) -> tuple[list[Clip], dict[str, Failure]]:
+    """Every clip, or its parts, and by id why clips could not be measured: prepared nevertheless, the first
+    `max_duration` seconds of such a one would pass for the whole."""
+    parts, unknown = [], {}
     for clip in clips:
-        parts += cut(clip, *lengths[clip.id], longest, settings.fps) if clip.id in lengths else [clip]
-    return parts
+        length = lengths.get(clip.id, {})
+        if "begin" in length:
+            parts += cut(clip, length["begin"], length["end"], settings.max_duration, settings.fps)
+            continue
+        parts.append(clip)
+        if length:
+            unknown[clip.id] = Failure(**length)
+    return parts, unknown
 
 
 def _prepare_blocks(
-    folder: PrepareFolder, blocks: list[list[Clip]], pool: MediaPool, report: Callable[[int, int], None]
+    folder: PrepareFolder, blocks: list[list[Clip]], unknown: dict[str, Failure], pool: MediaPool, report: Report
 ) -> None:
-    """Write the shards and notes of all blocks that have none yet."""
+    """Write the shards and notes of all blocks that have none yet; clips of `unknown` length go to quarantine."""
     total = sum(len(block) for block in blocks)
     open_blocks = blocks[len(folder.notes) :]
     done = total - sum(len(block) for block in open_blocks)
     report(done, total)
     writer = ShardWriter(folder.path)
-    outcomes = pool.run([clip for block in open_blocks for clip in block])
+    outcomes = pool.run([clip for block in open_blocks for clip in block if clip.id not in unknown])
     for block in open_blocks:
         results: list[Result] = []
         note: dict[str, Any] = {"clips": len(block), "shard": None, "quarantine": [], "kept": []}
         for clip in block:
-            outcome = next(outcomes)
+            outcome = unknown.get(clip.id) or next(outcomes)
             if isinstance(outcome, Failure):
                 note["quarantine"].append(_quarantined(clip, outcome))
             else:
@@ -137,6 +161,10 @@ def _prepare_blocks(
             writer.write_shard(folder.next_shard, results)
         folder.add_note(note)
     report(total, total)
+
+
+def _silent(done: int, total: int) -> None:
+    """The report of work that nobody follows."""
 
 
 def _quarantined(clip: Clip, failure: Failure) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The folder that `prepare` writes: whose it is, what of it is done, and who works on it now."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -11,13 +12,13 @@ from typing import Any, Self
 import yaml
 
 from affekt.data.errors import SettingsError
-from affekt.data.files import refuse_other_kind, write_text
+from affekt.data.files import append_line, refuse_other_kind, write_text
 from affekt.data.settings import read_yaml
 from affekt.data.shard_writer import read_sidecar
 from affekt.data.shards import INDEX_NAME, ShardIndex
 
 SETTINGS, QUARANTINE, SUMMARY, NOTES = "settings.yaml", "quarantine.jsonl", "summary.json", "unfinished"
-LENGTHS = "lengths.json"
+LENGTHS = "lengths.jsonl"
 
 
 class PrepareFolder:
@@ -64,17 +65,23 @@ class PrepareFolder:
         write_text(self.path / NOTES / f"{len(self.notes):06d}.json", json.dumps(note))
         self.notes.append(note)
 
-    @property
-    def lengths(self) -> dict[str, list[float]] | None:
-        """Begin and end in seconds of the clips that are to be cut, by id; None where they are not known yet."""
+    def read_lengths(self) -> dict[str, dict[str, Any]]:
+        """What `add_length` has kept, by id."""
         try:
-            return json.loads((self.path / NOTES / LENGTHS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+            lines = (self.path / NOTES / LENGTHS).read_bytes().splitlines()
+        except OSError:
+            return {}
+        found = {}
+        for line in lines:
+            with contextlib.suppress(ValueError):  # torn as the run was killed: that clip is measured again
+                row = json.loads(line or b"{}")
+                found |= {row.pop("id"): row} if row else {}
+        return found
 
-    def keep_lengths(self, lengths: dict[str, list[float]]) -> None:
+    def add_length(self, name: str, length: dict[str, Any]) -> None:
+        """Keep `begin` and `end` in seconds of a clip, or the `cause` and `message` for which there are none."""
         (self.path / NOTES).mkdir(exist_ok=True)
-        write_text(self.path / NOTES / LENGTHS, json.dumps(lengths))
+        append_line(self.path / NOTES / LENGTHS, json.dumps({"id": name, **length}))
 
     def write_results(self, quarantine: list[dict[str, Any]], summary: dict[str, Any]) -> None:
         rows = "".join(json.dumps(row) + "\n" for row in quarantine)  # ASCII: names of files may hold anything

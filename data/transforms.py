@@ -26,7 +26,8 @@ class Inputs:
 
     `has_video`, `has_audio` bool (B,): rows of a stream that a clip lacks hold nothing that may be learned from.
     `audio_frames` int64 (B,): how many frames of the log-mel are sound; the others are padding. `clip` int64 (B,): rows
-    with the same number are views of the same clip; None where all are of different ones.
+    with the same number are views of the same clip; None where all are of different ones. `speaker` int64 (B,), below 0
+    where it is not known.
     """
 
     video: Tensor | None
@@ -35,6 +36,7 @@ class Inputs:
     has_audio: Tensor
     audio_frames: Tensor
     clip: Tensor | None = None
+    speaker: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Preprocess:
                 sound = vary_sound(batch.audio, batch.audio_valid, batch.gain, batch.roll)
                 mel = log_mel(sound, self.mel_bins, batch.audio_valid)
                 audio = normalise_mel(pad_frames(mel, frames, self.mel_frames)).unsqueeze(1)
-        return Inputs(video, audio, batch.has_video, batch.has_audio, frames, batch.clip)
+        return Inputs(video, audio, batch.has_video, batch.has_audio, frames, batch.clip, batch.speaker)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the outcome, as JSON can hold it."""

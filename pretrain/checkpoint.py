@@ -1,10 +1,13 @@
 """Checkpoints: a folder built under a temporary name, hashed and committed by one rename; then pointer, then purge.
 
-`step-00001200/` holds `model.safetensors`, `optimizer.safetensors`, `state.json` and `manifest.json` with the format
-version and a SHA-256 of each file. Nothing in it is ever unpickled. The same major version reads; another one is
-refused with both versions named.
+`step-00001200/` holds a safetensors file of each rank with its pieces of weights and moments (`pretrain.pieces`), in
+float32 and by the parameters' names, `state.json` with all that is not a tensor, and `manifest.json` with the format
+version, the step, how many ranks wrote, at which ZeRO stage, and size and SHA-256 of each file. It has a SHA-256 of its
+own. Nothing in it is ever unpickled. The same major version reads, and so does 1.x; another one is refused with both
+versions named.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,108 +16,166 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from affekt.data.errors import CheckpointError, DataError
+from affekt.data.errors import CheckpointError
 from affekt.data.files import check_version, flush, hash_file, write_text
+from affekt.pretrain.writing import point
 
-FORMAT, VERSION = "affekt-checkpoint", "1.0"
+FORMAT, VERSION = "affekt-checkpoint", "2.0"
+PARTIAL = ".partial-"  # a folder of such a name is no checkpoint: on its way in, or on its way out
+STATE, MANIFEST, POINTER = "state.json", "manifest.json", "latest"
 
 
-def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep_last: int
-) -> Path:
-    """Write `folder/step-XXXXXXXX` and point `folder/latest` at it; keep the newest `keep_last`. Rank 0 calls it.
-
-    Raises CheckpointError when the disk refuses; checkpoints that stood before stay as they were.
-    """
-    final = folder / f"step-{step:08d}"
-    partial = folder / f".partial-{final.name}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".partial-*"):
-            shutil.rmtree(leftover)
-        partial.mkdir()
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, partial / "model.safetensors"
-        )
-        save_file(_optimizer_tensors(model, optimizer), partial / "optimizer.safetensors")
-        (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1), encoding="utf-8")
-        files = {path.name: hash_file(path) for path in sorted(partial.iterdir())}
-        manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for path in (*partial.iterdir(), partial):
-            flush(path)
-        if final.exists():  # the same step once more, after a resume from an older checkpoint
-            os.replace(final, folder / f".partial-old-{final.name}")
+def commit(partial: Path, final: Path, about: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
+    """Make the written folder `partial` the checkpoint `final`, and point `latest` at it. Rank 0 calls it when all
+    ranks have their files on the disk. Raises OSError; called again it goes on where it failed."""
+    if partial.exists():
+        manifest = {"format": FORMAT, "version": VERSION, **about, "files": dict(sorted(files.items()))}
+        sealed = {**manifest, "sha256": _digest(manifest)}
+        (partial / MANIFEST).write_text(json.dumps(sealed, indent=1), encoding="utf-8")
+        flush(partial / MANIFEST)
+        flush(partial)
+        point("before-rename")
+        if final.exists():  # the same step once more, after its run was resumed from an older one elsewhere
+            shutil.rmtree(_put_aside(final))
         os.replace(partial, final)
-        shutil.rmtree(folder / f".partial-old-{final.name}", ignore_errors=True)
-        flush(folder)
-        write_text(folder / "latest", final.name)
-    except (OSError, DataError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"{final}: cannot be written: {error}; older checkpoints are untouched") from error
+        point("after-rename")
+    flush(final.parent)
+    point("before-pointer")
+    write_text(final.parent / POINTER, final.name)
+
+
+def purge(folder: Path, keep_last: int, keep_every: int | None) -> None:
+    """Remove the oldest checkpoints but the newest `keep_last` and those of steps that `keep_every` divides. One that
+    is being removed never looks like a complete one, however far that got. Raises OSError."""
     for old in complete_checkpoints(folder)[:-keep_last]:
-        shutil.rmtree(old)
-    return final
+        if not keep_every or int(old.name.removeprefix("step-")) % keep_every:
+            aside = _put_aside(old)
+            point("during-purge")
+            shutil.rmtree(aside)
+
+
+def _put_aside(checkpoint: Path) -> Path:
+    aside = checkpoint.with_name(f"{PARTIAL}old-{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(checkpoint, aside)
+    return aside
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what saves and purges that were killed left behind. Only for the one process that trains here."""
+    for leftover in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(leftover)
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
     """The checkpoint that `resume` names: `auto` (the newest, None when there is none), `latest`, or a path."""
     if resume not in ("auto", "latest"):
         path = Path(resume)
-        if not (path / "manifest.json").is_file():
-            raise CheckpointError(f"{path}: not a checkpoint folder (no manifest.json); see {folder}")
+        if not (path / MANIFEST).is_file():
+            raise CheckpointError(f"{path}: not a checkpoint folder (no {MANIFEST}); see {folder}")
         return path
-    found = complete_checkpoints(folder)
-    pointer = folder / "latest"
+    found, pointer = complete_checkpoints(folder), folder / POINTER
     if found:
-        if not pointer.is_file() or pointer.read_text(encoding="utf-8").strip() != found[-1].name:
+        named = pointer.read_bytes()[:100].decode(errors="replace").strip() if pointer.is_file() else ""
+        if named != found[-1].name:
             print(
                 f"note: {pointer} does not name the newest complete checkpoint; using {found[-1].name}", file=sys.stderr
             )
         return found[-1]
-    if resume == "latest" or (folder.is_dir() and any(folder.glob("step-*"))):
+    if resume == "latest" or (folder.is_dir() and (pointer.exists() or any(folder.glob("step-*")))):
         raise CheckpointError(f"{folder}: no complete checkpoint to resume from; start anew in another folder")
     return None
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """All committed checkpoints, oldest first."""
-    return sorted(path.parent for path in folder.glob("step-*/manifest.json"))
+    return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Verify every file's hash, then read: (state, model tensors, optimizer tensors)."""
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Verify every file's size and hash, then read: (state, weights by name, whole moments by `kind/name`).
+
+    Raises CheckpointError naming the file that is missing, damaged or not what its names and shapes say.
+    """
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: missing or damaged: {error}; use another step") from error
+    try:
+        if isinstance(manifest, dict) and str(manifest.get("version", "")).startswith("1."):
+            return _read_version_1(path, manifest)
         check_version(manifest, FORMAT, VERSION, path, CheckpointError)
-        for name, digest in manifest["files"].items():
-            if hash_file(path / name) != digest:
-                raise CheckpointError(f"{path / name}: damaged (its hash differs from the manifest); use another step")
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        return state, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
+        if manifest.pop("sha256", None) != _digest(manifest):
+            raise CheckpointError(f"{path / MANIFEST}: damaged (its hash differs from its content); use another step")
+        for name, file in manifest["files"].items():
+            _verify(path, name, file["sha256"], file["bytes"])
+        if STATE not in manifest["files"]:
+            raise CheckpointError(f"{path / MANIFEST}: does not list {STATE}")
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        tensors = _join(path, [name for name in manifest["files"] if name != STATE], state["shapes"])
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint: {error!r}") from error
+    weights = {key.removeprefix("weight/"): x for key, x in tensors.items() if key.startswith("weight/")}
+    return state, weights, {key: x for key, x in tensors.items() if not key.startswith("weight/")}
 
 
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put saved moments back by parameter name; a parameter without any starts afresh. Raises CheckpointError when
-    some of a parameter's moments are missing or have another shape."""
-    for name, parameter in model.named_parameters():
-        saved = {key: tensors.get(f"{name}:{key}") for key in ("exp_avg", "exp_avg_sq", "step")}
-        if all(value is None for value in saved.values()):
-            continue  # saved before its first gradient
-        if any(value is None for value in saved.values()) or saved["exp_avg"].shape != parameter.shape:
-            raise CheckpointError(f"the optimiser state of `{name}` is missing or has another shape")
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
+def _verify(path: Path, name: str, digest: str, size: int | None = None) -> None:
+    """Before any parser sees a byte of it."""
+    file = path / name
+    if name in ("", ".", "..", MANIFEST) or "/" in name or "\\" in name or file.is_symlink():
+        raise CheckpointError(f"{path / MANIFEST}: lists {name!r}, which is no file of a checkpoint")
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing, though the manifest lists it; use another step")
+    if size not in (None, file.stat().st_size) or hash_file(file) != digest:
+        raise CheckpointError(f"{file}: damaged (its size or hash differs from the manifest); use another step")
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}:{key}": value.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def _join(path: Path, names: list[str], shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Whole tensors by `kind/name`, from the pieces in the files."""
+    tensors: dict[str, Tensor] = {}
+    filled: dict[str, int] = {}
+    for name in names:
+        with safe_open(path / name, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 (no dictionary, it has no other iterator)
+                whole, at, start = key.partition("@")
+                kind, _, parameter = whole.partition("/")
+                piece = file.get_tensor(key)
+                shape = torch.Size([]) if kind == "step" else torch.Size(shapes[parameter])
+                begin, end = int(start or 0), int(start or 0) + piece.numel()
+                fits = end <= shape.numel() if at else piece.shape == shape
+                if piece.dtype != torch.float32 or not fits or kind not in ("weight", "exp_avg", "exp_avg_sq", "step"):
+                    raise CheckpointError(f"{path / name}: `{key}` is {piece.dtype} {list(piece.shape)}, not a part of "
+                                          f"float32 {list(shape)}")  # fmt: skip
+                if not piece.isfinite().all():
+                    raise CheckpointError(f"{path / name}: `{key}` has numbers that are not finite")
+                tensors.setdefault(whole, torch.empty(shape)).view(-1)[begin:end] = piece.view(-1)
+                filled[whole] = filled.get(whole, 0) + piece.numel()
+    partly = [key for key, tensor in tensors.items() if filled[key] != tensor.numel()]
+    partly += [f"weight/{parameter}" for parameter in shapes if f"weight/{parameter}" not in tensors]
+    if partly:
+        raise CheckpointError(f"{path}: pieces are missing or there twice, of {', '.join(sorted(partly)[:5])}")
+    return tensors
+
+
+def _read_version_1(
+    path: Path, manifest: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """One rank wrote `model.safetensors` and `optimizer.safetensors`, whole tensors by `name` and by `name:kind`."""
+    check_version(manifest, FORMAT, "1.0", path, CheckpointError)
+    for name, digest in manifest["files"].items():
+        _verify(path, name, digest)
+    if not {STATE, "model.safetensors", "optimizer.safetensors"} <= manifest["files"].keys():
+        raise CheckpointError(f"{path / MANIFEST}: does not list all files of a checkpoint of version 1")
+    with safe_open(path / "model.safetensors", "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    with safe_open(path / "optimizer.safetensors", "pt") as file:
+        split = {key: key.rpartition(":") for key in file.keys()}  # noqa: SIM118
+        moments = {f"{kind}/{name}": file.get_tensor(key) for key, (name, _, kind) in split.items()}
+    return json.loads((path / STATE).read_text(encoding="utf-8")), weights, moments
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: one process or several, CPU or GPU, behind the same three calls of the loop."""
+"""How processes start, find each other and keep time: one or several, CPU or GPU."""
 
 import os
 import socket
@@ -9,13 +9,12 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from affekt.data.accounting import all_gather_json
 from affekt.data.errors import SettingsError
 from affekt.data.machine import keep_freed_memory
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 EXACT_MATMUL = 1e-6  # relative error of a float32 product; bf16 inputs would give 1e-3
 
 
@@ -67,27 +66,6 @@ def choose_matmul_precision() -> str:
     if ((a @ b - exact).abs().max() / exact.abs().max()).item() >= EXACT_MATMUL:
         torch.set_float32_matmul_precision("highest")
     return torch.get_float32_matmul_precision()
-
-
-def create_engine(model: nn.Module, optimizer: torch.optim.Optimizer, micro_batch: int, precision: str):
-    """A DeepSpeed engine around `model`: `engine(...)`, `engine.backward(loss)`, `engine.step()`.
-
-    bf16 is autocast over fp32 weights, so that checkpoints hold the master weights in any precision.
-    """
-    import deepspeed
-
-    config = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": 0},
-        "gradient_clipping": 0.0,  # the loop clips where it is asked to; the default here would be 1.0
-        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
-        "steps_per_print": 2**31,
-    }
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    if dist.get_world_size() == 1:
-        engine.enable_backward_allreduce = False  # it would copy all gradients to and fro with nobody to share them
-    return engine
 
 
 def agree(value: str, what: str) -> None:

@@ -1,7 +1,7 @@
 """HiCMAE (Sun et al., Information Fusion 2024): hierarchical contrastive masked autoencoder for video with sound."""
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -12,6 +12,7 @@ from affekt.data.errors import SettingsError
 from affekt.data.settings import Settings
 from affekt.data.transforms import Inputs
 from affekt.pretrain.encoders import Decoder, FusionEncoder, ModalityEncoder, init_weights
+from affekt.pretrain.gather import Gather
 from affekt.pretrain.layers import Mlp
 from affekt.pretrain.masks import Mask, random_mask, tube_mask
 from affekt.pretrain.objectives import contrastive_loss, reconstruction_loss
@@ -31,6 +32,7 @@ CONTRAST = (
     "contrast_weight",
     "contrast_taps",
     "contrast_negatives",
+    "contrast_exclude",
     "contrast_center",
     "projector_dim",
 )
@@ -65,6 +67,9 @@ class HiCMAESettings(Settings):
     contrast_taps: Literal["sum", "mean"] = Field("sum", description="published: sum")
     contrast_negatives: Literal["global", "local"] = Field(
         "global", description="from all ranks, with gradient, or from the rank's own clips; published: local"
+    )
+    contrast_exclude: Literal["clip", "speaker"] = Field(
+        "clip", description="no negatives of each other: views of one clip, or also all clips of one speaker"
     )
     contrast_center: bool = Field(False, description="take the batch mean off pooled features; published: no")
     projector_dim: NonNegativeInt = Field(0, description="width of projection heads before the contrast; published: 0")
@@ -121,6 +126,18 @@ class HiCMAESettings(Settings):
         return [name for name in idle[self.streams] if getattr(self, name) != type(self).model_fields[name].default]
 
 
+class Whole(NamedTuple):
+    """What a part of a batch has to know of the others (`pretrain.parts`).
+
+    `tokens` (2,): `HiCMAE.tokens` of all parts of all ranks, averaged. `contrast` (): the loss over them all, and
+    `gradient` (B, 2, K, D): its gradient for this part's features times the number of parts; None without a contrast.
+    """
+
+    tokens: Tensor
+    contrast: Tensor | None
+    gradient: Tensor | None
+
+
 class HiCMAE(nn.Module):
     """Two encoders, a fusion encoder and two decoders; `forward` gives the loss and its parts.
 
@@ -163,40 +180,91 @@ class HiCMAE(nn.Module):
         mask_audio = random_mask(batch.keys, math.prod(s.grid_audio), s.mask_ratio_audio, valid)
         return mask_video, mask_audio
 
-    def forward(self, inputs: Inputs, mask_video: Mask, mask_audio: Mask) -> dict[str, Tensor]:
-        """`{"loss", "loss_video", "loss_audio", "loss_contrast"}`, scalars, those that the streams allow."""
+    def tokens(self, batch: Batch, mask_video: Mask, mask_audio: Mask) -> Tensor:
+        """float32 (2,): of how many hidden tokens of video and of sound a batch has an error."""
         s = self.settings
+        video = batch.has_video.sum() * mask_video.ids_mask.shape[1]
+        real = valid_audio_tokens(batch.audio_frames(s.mel_frames), s).gather(1, mask_audio.ids_mask)
+        return torch.stack([video, (real & batch.has_audio[:, None]).sum()]).float()
+
+    def forward(
+        self,
+        inputs: Inputs,
+        mask_video: Mask,
+        mask_audio: Mask,
+        whole: Whole | None = None,
+        only_features: bool = False,
+    ) -> dict[str, Tensor]:
+        """`{"loss", "loss_video", "loss_audio", "loss_contrast"}`, scalars, those that the streams allow. With `whole`
+        the inputs are a part of a batch, and the mean over its parts is the loss of the batch. `only_features` gives
+        `{"features"}`, what the contrast is between, alone."""
+        s, tokens = self.settings, whole.tokens if whole else (None, None)
+        if only_features:
+            taps, _ = self.encode(inputs, mask_video, mask_audio)
+            return {"features": self.features(taps, mask_audio)}
         targets = self.targets(inputs, mask_video, mask_audio)  # first: its copies are gone when activations pile up
-        predictions, taps = self.reconstruct(inputs, mask_video, mask_audio)
+        taps, encoded = self.encode(inputs, mask_video, mask_audio)
+        pairs = None
+        if s.streams == "both":
+            features = self.features(taps, mask_audio)
+            pairs = None if whole else self.gathered(features, self.numbers(inputs))
+        predictions = self.decode(encoded, taps, mask_video, mask_audio)
         losses = {}
         if "video" in predictions:
             weight = inputs.has_video[:, None].float().expand(-1, targets["video"].shape[1])
-            losses["loss_video"] = reconstruction_loss(predictions["video"], targets["video"], weight)
+            losses["loss_video"] = reconstruction_loss(predictions["video"], targets["video"], weight, tokens[0])
         if "audio" in predictions:
             real = valid_audio_tokens(inputs.audio_frames, s).gather(1, mask_audio.ids_mask)
             weight = (real & inputs.has_audio[:, None]).float()
-            losses["loss_audio"] = reconstruction_loss(predictions["audio"], targets["audio"], weight)
+            losses["loss_audio"] = reconstruction_loss(predictions["audio"], targets["audio"], weight, tokens[1])
         losses["loss"] = sum(losses.values())
-        if s.streams == "both":
-            losses["loss_contrast"] = self.contrast(inputs, taps, mask_audio)
+        if pairs:
+            losses["loss_contrast"] = self.contrast(*pairs)
+        elif whole and whole.contrast is not None:
+            pulled = (features * whole.gradient).sum()
+            losses["loss_contrast"] = whole.contrast + pulled - pulled.detach()
+        if "loss_contrast" in losses:
             losses["loss"] = losses["loss"] + s.contrast_weight * losses["loss_contrast"]
         return losses
 
-    def contrast(self, inputs: Inputs, taps: dict[str, list[Tensor]], mask_audio: Mask) -> Tensor:
+    def features(self, taps: dict[str, list[Tensor]], mask_audio: Mask) -> Tensor:
+        """What the contrast is between: (B, 2, K, D) of video and audio, for each tap the mean of its tokens."""
+        s = self.settings
+        features = {
+            "video": [tap.mean(1) for tap in taps["video"]],
+            "audio": [mean_of_tokens(tap, mask_audio.valid_keep) for tap in taps["audio"]],
+        }
+        if s.projector_dim:
+            for stream, heads in (("video", self.projector_video), ("audio", self.projector_audio)):
+                features[stream] = [head(x) for head, x in zip(heads, features[stream], strict=True)]
+        return torch.stack([torch.stack(x, 1) for x in features.values()], 1)
+
+    def numbers(self, inputs: Inputs) -> Tensor:
+        """What the contrast asks of each clip, int64 (B, 3): whether it has both streams, its number, its speaker's."""
+        paired = inputs.has_video & inputs.has_audio & (inputs.audio_frames > 0)
+        none = torch.full_like(inputs.audio_frames, -1)
+        return torch.stack([paired.long(), *(none if x is None else x for x in (inputs.clip, inputs.speaker))], 1)
+
+    def gathered(self, features: Tensor, numbers: Tensor) -> tuple[Gather, Gather]:
+        """Both on their way from all ranks."""
+        across = self.settings.contrast_negatives == "global"
+        return Gather(features, across, half=True), Gather(numbers, across)
+
+    def contrast(self, features: Gather, numbers: Gather) -> Tensor:
         """Hierarchical cross-modal contrast (HiCMAE section 3.3): one loss per tap on the means of its tokens."""
         s = self.settings
-        videos = [tap.mean(1) for tap in taps["video"]]
-        audios = [mean_of_tokens(tap, mask_audio.valid_keep) for tap in taps["audio"]]
-        if s.projector_dim:
-            videos = [head(x) for head, x in zip(self.projector_video, videos, strict=True)]
-            audios = [head(x) for head, x in zip(self.projector_audio, audios, strict=True)]
-        paired = inputs.has_video & inputs.has_audio & (inputs.audio_frames > 0)
-        how = {"center": s.contrast_center, "across_ranks": s.contrast_negatives == "global", "clip": inputs.clip}
-        per_tap = [
-            contrastive_loss(video, audio, paired, s.temperature, **how)
-            for video, audio in zip(videos, audios, strict=True)
-        ]
-        return torch.stack(per_tap).sum() if s.contrast_taps == "sum" else torch.stack(per_tap).mean()
+        video, audio = features.wait().permute(1, 2, 0, 3)  # (K, B, D)
+        paired, clip, speaker = numbers.wait().T
+        per_tap = contrastive_loss(
+            video,
+            audio,
+            paired > 0,
+            s.temperature,
+            center=s.contrast_center,
+            same=(clip,) if s.contrast_exclude == "clip" else (clip, speaker),
+            rows=features.rows,
+        )
+        return per_tap.sum() if s.contrast_taps == "sum" else per_tap.mean()
 
     def targets(self, inputs: Inputs, mask_video: Mask, mask_audio: Mask) -> dict[str, Tensor]:
         """What the decoders are to predict, (B, M, P) by stream, for hidden patches alone."""
@@ -211,8 +279,14 @@ class HiCMAE(nn.Module):
     def reconstruct(
         self, inputs: Inputs, mask_video: Mask, mask_audio: Mask
     ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
-        """Embed, hide, encode, fuse, decode: predictions (B, M, P) of the hidden patches and the normed taps (B, K, D),
-        each by stream."""
+        """Predictions (B, M, P) of the hidden patches and the normed taps (B, K, D), each by stream."""
+        taps, encoded = self.encode(inputs, mask_video, mask_audio)
+        return self.decode(encoded, taps, mask_video, mask_audio), taps
+
+    def encode(
+        self, inputs: Inputs, mask_video: Mask, mask_audio: Mask
+    ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+        """Embed, hide, encode, fuse: the normed taps (B, K, D) and the last layer's tokens (B, K, D), by stream."""
         s = self.settings
         taps, fused = {}, {}
         if s.streams != "audio":
@@ -227,12 +301,18 @@ class HiCMAE(nn.Module):
             fused["video"], fused["audio"] = self.encoder_fusion(
                 fused["video"], fused["audio"], inputs.has_video, inputs.has_audio, mask_audio.valid_keep
             )
+        return taps, fused
+
+    def decode(
+        self, encoded: dict[str, Tensor], taps: dict[str, list[Tensor]], mask_video: Mask, mask_audio: Mask
+    ) -> dict[str, Tensor]:
+        """Predictions (B, M, P) of the hidden patches, by stream; each decoder layer also sees a tap."""
         predictions = {}
-        if s.streams != "audio":
-            predictions["video"] = self.decoder_video(fused["video"], taps["video"], mask_video)
-        if s.streams != "video":
-            predictions["audio"] = self.decoder_audio(fused["audio"], taps["audio"], mask_audio)
-        return predictions, taps
+        if "video" in encoded:
+            predictions["video"] = self.decoder_video(encoded["video"], taps["video"], mask_video)
+        if "audio" in encoded:
+            predictions["audio"] = self.decoder_audio(encoded["audio"], taps["audio"], mask_audio)
+        return predictions
 
 
 def patches_video(inputs: Inputs, s: HiCMAESettings) -> Tensor:

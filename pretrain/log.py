@@ -16,6 +16,7 @@ from torch import nn
 from affekt import __version__
 from affekt.data.files import write_text
 from affekt.pretrain.boards import Boards
+from affekt.pretrain.pieces import parameter_shapes
 from affekt.pretrain.settings import PretrainSettings
 
 SHORT = {"loss_video": "video", "loss_audio": "audio", "loss_contrast": "contrast", "grad_norm": "grad"}
@@ -52,7 +53,7 @@ class RunLog:
         settings = self.settings
         optim, batch, repeats = settings.optim, settings.train.global_batch, settings.data.repeats
         what = f"{batch} views of {batch // repeats} clips" if repeats > 1 else f"{batch} clips"
-        parameters = sum(p.numel() for p in model.parameters())
+        parameters = sum(shape.numel() for shape in parameter_shapes(model).values())
         say(
             f"{settings.model.name}: {parameters / 1e6:.2f} M parameters, {precision} on {world_size} x {device}, "
             f"{total_steps} steps of {what}, learning rate {optim.scaled(optim.base_lr, batch):.3g} "

@@ -1,11 +1,9 @@
 """Pre-training, from settings to the last checkpoint, read from top to bottom."""
 
-import fcntl
 import hashlib
 import json
 import math
 from pathlib import Path
-from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -14,38 +12,29 @@ from affekt import __version__
 from affekt.data.accounting import FIRST_CLIPS, Accounting
 from affekt.data.decode import Window
 from affekt.data.errors import CheckpointError, HealthError, SettingsError
-from affekt.data.files import refuse_other_kind, write_text
+from affekt.data.files import write_text
 from affekt.data.loader import train_loader
 from affekt.data.mixture import changed_corpora, fingerprints
 from affekt.data.transforms import Preprocess
 from affekt.pretrain.boards import require_wandb
-from affekt.pretrain.checkpoint import (
-    complete_checkpoints,
-    find_checkpoint,
-    load_optimizer,
-    read_checkpoint,
-    save_checkpoint,
-)
-from affekt.pretrain.engine import (
-    Stopwatch,
-    agree,
-    choose_matmul_precision,
-    create_engine,
-    resolve_precision,
-    start_processes,
-)
+from affekt.pretrain.checkpoint import read_checkpoint
+from affekt.pretrain.engine import Stopwatch, agree, choose_matmul_precision, resolve_precision, start_processes
 from affekt.pretrain.export import start_from
 from affekt.pretrain.feed import Feed, together
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import Progress, RunLog, say
 from affekt.pretrain.mixture import notes, open_corpora
 from affekt.pretrain.online import OnlineProbe
-from affekt.pretrain.optim import clip_gradients, create_optimizer, lr_at
+from affekt.pretrain.optim import create_optimizer, lr_at
+from affekt.pretrain.parts import in_parts
 from affekt.pretrain.pictures import reconstruction_picture
 from affekt.pretrain.report import failure_noted, try_report
+from affekt.pretrain.run_folder import claim_run, open_run
+from affekt.pretrain.saver import Saver
 from affekt.pretrain.seen import SEEN_FILE, merged, seen_data, stamped, with_seen_before
 from affekt.pretrain.settings import PretrainSettings, refuse_changes
 from affekt.pretrain.vitals import Vitals
+from affekt.pretrain.zero import Engine
 
 
 def pretrain(
@@ -88,12 +77,13 @@ def _train(
         raise SettingsError(f"train.epochs {train.epochs} of {epoch_views} views of clips is less than one step")
     model = HiCMAE(s).to(device)
     model.set_grad_checkpointing(train.activation_checkpointing)
-    if device.type == "cuda" if train.compile is None else train.compile:
+    compiled = device.type == "cuda" if train.compile is None else train.compile
+    if compiled and train.zero_stage < 3:
         model.compile(dynamic=False)  # shapes never change, but for the rare batch with a sound too short to mask
     preprocess = Preprocess(img_size=s.img_size, mel_bins=s.mel_bins, mel_frames=s.mel_frames)
     optimizer = create_optimizer(model, settings.optim)
 
-    start_step, accounting = 0, Accounting()
+    start_step, accounting, state, moments = 0, Accounting(), {}, {}
     checkpoint = open_run(run, resume)
     if allow_change and not resume:
         raise SettingsError("--allow-change says what may differ from the run that --resume goes on with; add --resume")
@@ -113,7 +103,6 @@ def _train(
             model.load_state_dict(weights)
         except RuntimeError as error:  # names or shapes differ, after --allow-change of a setting of the model
             raise CheckpointError(f"{checkpoint}: its weights do not fit the settings of the model: {error}") from error
-        load_optimizer(model, optimizer, moments)
         start_step, accounting = state["step"], Accounting.from_dict(state["accounting"])
     seen = seen_data(corpora)
     if checkpoint:
@@ -142,120 +131,115 @@ def _train(
         epoch_clips=data.epoch_clips,
         repeats=data.repeats,
     )
-    lock = claim_run(run) if rank == 0 else None
-    engine = create_engine(model, optimizer, train.global_batch // world_size, precision)
+    if train.global_batch % (world_size * train.accumulate * data.repeats):
+        raise SettingsError(
+            f"train.global_batch {train.global_batch} is not divisible by {world_size} ranks x train.accumulate "
+            f"{train.accumulate} x data.repeats {data.repeats}"
+        )
+    lock = together(lambda: claim_run(run) if rank == 0 else None)
+    engine = Engine(
+        model,
+        optimizer,
+        train.global_batch // (world_size * train.accumulate),
+        precision,
+        stage=train.zero_stage,
+        offload=train.offload,
+        accumulate=train.accumulate,
+        clip=settings.optim.clip_grad,
+    )
+    if checkpoint:
+        engine.restore(moments, state)
+        del weights, moments
+    if compiled and train.zero_stage == 3:
+        engine.compile()
+    saver = Saver(run / "checkpoints", train.keep_last, train.keep_every, train.on_failed_save)
     vitals = Vitals(s, device, precision, world_size) if rank == 0 else None
     log = RunLog(run, start_step, settings, progress) if rank == 0 else None
     if rank == 0:
         write_text(run / "settings.yaml", settings.to_yaml())
         write_text(run / SEEN_FILE, json.dumps(stamped(seen), ensure_ascii=False))
         log.start(model, world_size, str(device), precision, total_steps)
-        for line in (vitals.note, *notes(corpora, window, loader.shares), *(probe.notes(seen) if probe else ())):
+        lines = [vitals.note, *notes(corpora, window, loader.shares, s.contrast_exclude == "speaker")]
+        for line in lines + (probe.notes(seen) if probe else []):
             say(line)
 
     model.train()
     feed, watch = Feed(loader, accounting, data.skip_budget, start_step, rank), Stopwatch()
     first_checks = (start_step + 1, start_step + -(-FIRST_CLIPS // train.global_batch))
     sums: dict[str, torch.Tensor] = {}  # of what is logged, since it was logged last; kept on the device
-    for step in range(start_step, total_steps):
-        batch = watch.wait_for(feed)
-        masks = [mask.to(device) for mask in model.masks(batch)]  # from keys on the host, so that nothing has to wait
-        inputs = preprocess(batch.to(device))
-        torch.manual_seed(_step_seed(train.seed, step, rank))  # drop path; nothing else draws from torch's generator
-        losses = engine(inputs, *masks)
-        engine.backward(losses["loss"])
-        grad_norm = clip_gradients(model, settings.optim.clip_grad)
-        lr = lr_at(step, total_steps, settings.optim, train.global_batch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        engine.step()
+    with saver:
+        for step in range(start_step, total_steps):
+            batch = watch.wait_for(feed)
+            seeds = [_step_seed(train.seed, step, rank, part) for part in range(train.accumulate)]
+            losses: dict[str, torch.Tensor] = {}  # means over the parts
+            for inputs, masks, whole in in_parts(batch, seeds, model, engine, preprocess, device):
+                of_part = engine(inputs, *masks, whole)
+                engine.backward(of_part["loss"])
+                losses = {k: v.detach() / train.accumulate + losses.get(k, 0.0) for k, v in of_part.items()}
+            lr = lr_at(step, total_steps, settings.optim, train.global_batch)
+            losses["grad_norm"] = engine.step(lr)
+            saver.poll()
 
-        done = step + 1
-        sums = {k: v.detach() + sums.get(k, 0.0) for k, v in {**losses, "grad_norm": grad_norm}.items()}
-        to_log, to_save = (done % n == 0 or done == total_steps for n in (train.log_every, train.checkpoint_every))
-        if to_log or to_save or done in first_checks:
-            feed.check()
-        if to_log or to_save:  # no checkpoint of a broken model takes the place of a sound one
-            values = mean_over_ranks({name: value / watch.steps for name, value in sums.items()})
-            if not all(map(math.isfinite, values.values())):
-                raise HealthError(f"step {done}: not finite: {values}; lower optim.base_lr or set optim.clip_grad")
-        if to_log:
-            steps, seconds, waited = watch.lap()
-            sums = {}
-            values |= {
-                "lr": lr,
-                "epoch": done * train.global_batch / epoch_views,
-                "clips_per_s": steps * train.global_batch / seconds,
-                "data_wait": waited / seconds,
-            }
-            if log:
-                log.step(done, values | vitals.read(values["clips_per_s"]))
-        if probe and probe.due(done, total_steps):
-            with watch.paused():
-                found = probe.measure()  # every rank embeds its share of the clips
+            done = step + 1
+            sums = {k: v + sums.get(k, 0.0) for k, v in losses.items()}
+            to_log, to_save = (done % n == 0 or done == total_steps for n in (train.log_every, train.checkpoint_every))
+            if to_log or to_save or done in first_checks:
+                feed.check()
+            if to_log or to_save:  # no checkpoint of a broken model takes the place of a sound one
+                values = mean_over_ranks({name: value / watch.steps for name, value in sums.items()})
+                if not all(map(math.isfinite, values.values())):
+                    raise HealthError(f"step {done}: not finite: {values}; lower optim.base_lr or set optim.clip_grad")
+            if to_log:
+                steps, seconds, waited = watch.lap()
+                sums = {}
+                values |= {
+                    "lr": lr,
+                    "epoch": done * train.global_batch / epoch_views,
+                    "clips_per_s": steps * train.global_batch / seconds,
+                    "data_wait": waited / seconds,
+                }
                 if log:
-                    log.probe(done, found)
-        if log and (done % train.picture_every == 0 or done == total_steps):
-            with watch.paused():
-                try:
-                    reconstruction_picture(run / "pictures" / f"step-{done:08d}.png", model, inputs, *masks)
-                except OSError as error:
-                    say(f"step {done}: no picture of reconstructions: {error}; training goes on")
-        if to_save:
-            with watch.paused():
-                summed = accounting.summed_over_ranks()
-                if rank == 0:
-                    say(f"step {done}: {summed}")
+                    log.step(done, values | vitals.read(values["clips_per_s"]))
+            if probe and probe.due(done, total_steps):
+                with watch.paused():
+                    found = probe.measure()  # every rank embeds its share of the clips
+                    if log:
+                        log.probe(done, found)
+            # At stage 3 a forward pass needs all ranks, each of which has a share of every weight.
+            if (log or train.zero_stage == 3) and (done % train.picture_every == 0 or done == total_steps):
+                with watch.paused():
+                    try:
+                        path = run / "pictures" / f"step-{done:08d}.png" if log else None
+                        reconstruction_picture(path, model, inputs, *masks)
+                    except OSError as error:
+                        say(f"step {done}: no picture of reconstructions: {error}; training goes on")
+            if to_save:
+                with watch.paused():
+                    summed = accounting.summed_over_ranks()
+                    if log:
+                        say(f"step {done}: {summed}")
                     state = {
                         "settings": settings.model_dump(mode="json"),
                         "data": fingerprints(corpora),
                         "accounting": summed.to_dict(),
+                        "lr": lr,
                         "affekt": __version__,
                         "torch": torch.__version__,
                         "world_size": world_size,
+                        **engine.state(),
                     }
-                    save_checkpoint(run / "checkpoints", done, model, optimizer, state, train.keep_last)
-                dist.barrier()
+                    about = {"zero_stage": train.zero_stage, "settings": _digest(settings.to_yaml())}
+                    about["data"] = _digest(fingerprints(corpora))
+                    saver.save(done, engine.numbers(), state, about)
     summed = accounting.summed_over_ranks()
     if log:
         log.finish(summed.to_dict())
+    engine.close()
     accounting.check(data.skip_budget, finished=True)
     if log:
         try_report(run)
         lock.close()
     return run
-
-
-def open_run(run: Path, resume: str | None) -> Path | None:
-    """The checkpoint to start from. Never starts silently at step 0 in a folder that holds a run, and never leaves
-    later checkpoints beside those of the resumed run: the next `--resume` would take them for its own."""
-    if resume:
-        checkpoint = find_checkpoint(run / "checkpoints", resume)
-        others = complete_checkpoints(run / "checkpoints")
-        if checkpoint and others and others[-1].resolve() != checkpoint.resolve():
-            raise CheckpointError(
-                f"{run}: holds {others[-1].name}, which {checkpoint} would not go on from; "
-                "choose another folder (out=...), or remove the checkpoints that are not wanted"
-            )
-        return checkpoint
-    if (run / "checkpoints").is_dir() and any((run / "checkpoints").iterdir()):
-        raise CheckpointError(
-            f"{run}: holds a run already; go on with --resume auto, or choose another folder (out=...)"
-        )
-    return None
-
-
-def claim_run(run: Path) -> IO[str]:
-    """Make the folder and hold it against a second trainer for as long as the returned file is open. Raises
-    SettingsError when another process trains there, or another command has written into it."""
-    refuse_other_kind(run, "a run of `affekt pretrain`")
-    run.mkdir(parents=True, exist_ok=True)
-    lock = open(run / ".lock", "w")  # noqa: SIM115 (it stays open until training ends)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SettingsError(f"{run}: another process trains in this folder; choose another one (out=...)") from None
-    return lock
 
 
 def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -267,8 +251,9 @@ def mean_over_ranks(values: dict[str, torch.Tensor]) -> dict[str, float]:
     return dict(zip(values, stacked.tolist(), strict=True))
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8]) >> 1
+def _step_seed(seed: int, step: int, rank: int, part: int) -> int:
+    place = f"{seed}/{step}/{rank}" + (f"/{part}" if part else "")
+    return int.from_bytes(hashlib.sha256(place.encode()).digest()[:8]) >> 1
 
 
 def _digest(*values: object) -> str:

@@ -70,7 +70,7 @@ def training_positions(index: ShardIndex, part: CorpusSettings, streams: str) ->
     return np.array(positions)
 
 
-def notes(corpora: list[Corpus], window: Window, shares: list[int]) -> list[str]:
+def notes(corpora: list[Corpus], window: Window, shares: list[int], by_speaker: bool = False) -> list[str]:
     """What somebody who starts a run should know of its data and would not see: lines of text."""
     lines = []
     if len(corpora) > 1:
@@ -79,6 +79,13 @@ def notes(corpora: list[Corpus], window: Window, shares: list[int]) -> list[str]
             for c, share in zip(corpora, shares, strict=True)
         ]
         lines.append(f"an epoch of {sum(shares)} clips: {', '.join(of)}")
+    if by_speaker:
+        known = [bool(c.index.samples.row(i)["meta"].get("speaker")) for c in corpora for i in c.positions]
+        if not all(known):
+            lines.append(
+                f"model.contrast_exclude=speaker: {len(known) - sum(known)} of {len(known)} clips name no speaker, so "
+                "they stay negatives of all others"
+            )
     durations = np.concatenate([c.index.samples.duration[c.positions] for c in corpora])
     short = (durations < window.duration - 1 / window.fps).mean()
     if short > MOSTLY:

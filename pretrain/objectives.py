@@ -1,5 +1,6 @@
 """The losses of HiCMAE: masked reconstruction and hierarchical cross-modal contrast (HCMCL)."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -9,16 +10,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def reconstruction_loss(prediction: Tensor, target: Tensor, weight: Tensor, tokens: Tensor | None = None) -> Tensor:
     """Mean squared error over the hidden tokens that exist.
 
     `prediction`, `target` (B, M, P); `weight` (B, M) is 0 for padding and for clips without the stream, else 1. The
     mean runs over the tokens of the global batch: on several ranks the average of the ranks' values is the loss of
-    one process with the whole batch.
+    one process with the whole batch. Where that batch comes in parts, `tokens` is the mean of `weight.sum()` over all
+    parts of all ranks, and the mean of the parts' values is the loss.
     """
-    per_token = _SquaredDistance.apply(prediction, _full(target))
-    total = weight.sum() * target.shape[-1]
-    if _world_size() > 1:
+    per_token = _SquaredDistance.apply(prediction, full(target))
+    total = (weight.sum() if tokens is None else tokens) * target.shape[-1]
+    if tokens is None and _world_size() > 1:
         dist.all_reduce(total)
         total = total / _world_size()
     return (per_token * weight).sum() / total.clamp(min=1e-6)
@@ -50,18 +52,18 @@ def contrastive_loss(
     temperature: float,
     *,
     center: bool = False,
-    across_ranks: bool = True,
-    clip: Tensor | None = None,
+    same: Sequence[Tensor] = (),
+    rows: slice = slice(None),
 ) -> Tensor:
     """Symmetric InfoNCE between the pooled streams of the global batch (HiCMAE equations 9-11).
 
-    `video`, `audio` (B, D) pooled features of this rank; `paired` (B,) bool, False where a stream is missing: such
-    clips are neither anchors nor negatives. Features of other ranks are gathered with their gradient, so the average
-    over ranks equals the loss of one process. With `across_ranks` False negatives are this rank's own clips, as in the
-    published code, and the loss depends on how many ranks share the batch.
+    `video`, `audio` (..., B, D) pooled features of all ranks' clips; leading dimensions, such as taps, stay. `paired`
+    (B,) bool, False where a stream is missing: such clips are neither anchors nor negatives. `rows` are this rank's
+    own clips: only they are anchors, B_own x B logits a direction, and the average over ranks equals the loss of one
+    process with the whole batch.
 
-    `clip` (B,) int64: rows with the same number are views of one clip, and none is a negative of another; without it
-    all rows count as different clips.
+    `same`: numbers (B,) int64, of the clip that a row is a view of, or of the speaker. Rows with the same number in any
+    of them are no negatives of each other; a number below 0 stands for none.
 
     `center` takes the mean over the batch off each stream first. At the start pooled features differ by little more
     than rounding around a common direction, and without it short runs spend themselves on finding the difference.
@@ -69,71 +71,30 @@ def contrastive_loss(
     kind = video.device.type
     exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
     with exact:  # bf16 would round logits near 14 to multiples of 0.06
-        return _contrastive_loss(_full(video), _full(audio), paired, temperature, center, across_ranks, clip)
+        video, audio = full(video), full(audio)
+        if center:
+            weight = paired[:, None] / paired.sum().clamp(min=1)
+            video, audio = (x - (x * weight).sum(-2, keepdim=True) for x in (video, audio))
+        video, audio = (F.normalize(x, dim=-1) for x in (video, audio))
+        labels = torch.arange(len(paired), device=video.device)[rows]
+        hide = torch.where(paired, 0.0, float("-inf")).repeat(len(labels), 1)  # (B_own, B)
+        for numbers in same:
+            own = numbers[rows, None]
+            hide.masked_fill_((own == numbers) & (own >= 0), float("-inf"))
+        hide.scatter_(1, labels[:, None], 0.0)  # a row keeps its own pair, so that no softmax runs over nothing
+        loss = 0.0
+        for anchors, others in ((video, audio), (audio, video)):
+            logits = anchors[..., rows, :] @ others.mT / temperature + hide  # (..., B_own, B)
+            losses = F.cross_entropy(logits.flatten(0, -2), labels.repeat(logits[..., 0, 0].numel()), reduction="none")
+            loss = loss + losses.view(logits.shape[:-1])
+        count = paired.sum().clamp(min=1)
+        return 0.5 * (loss * paired[rows]).sum(-1) * (len(paired) / len(labels)) / count
 
 
-def _contrastive_loss(
-    video: Tensor,
-    audio: Tensor,
-    paired: Tensor,
-    temperature: float,
-    center: bool,
-    across_ranks: bool,
-    clip: Tensor | None,
-) -> Tensor:
-    all_video, all_audio, all_paired, all_clip, start = video, audio, paired, clip, 0
-    ranks = _world_size() if across_ranks else 1
-    if ranks > 1:
-        all_video, all_audio = all_gather(video), all_gather(audio)
-        all_paired, start = all_gather(paired.to(video)) > 0, _rank() * len(video)
-        all_clip = None if clip is None else all_gather(clip)
-    if center:
-        weight = all_paired[:, None] / all_paired.sum().clamp(min=1)
-        mean_video, mean_audio = ((x * weight).sum(0) for x in (all_video, all_audio))
-        video, all_video = video - mean_video, all_video - mean_video
-        audio, all_audio = audio - mean_audio, all_audio - mean_audio
-    video, audio, all_video, all_audio = (F.normalize(x, dim=-1) for x in (video, audio, all_video, all_audio))
-    labels = torch.arange(start, start + len(video), device=video.device)
-    hide = torch.where(all_paired, 0.0, float("-inf")).repeat(len(video), 1)  # (B, global B)
-    if clip is not None:
-        hide.masked_fill_(clip[:, None] == all_clip, float("-inf"))
-    hide.scatter_(1, labels[:, None], 0.0)  # a row keeps its own pair, so that no softmax runs over nothing
-    loss = sum(
-        F.cross_entropy(rows @ columns.T / temperature + hide, labels, reduction="none")
-        for rows, columns in ((video, all_audio), (audio, all_video))
-    )
-    count = all_paired.sum().clamp(min=1)
-    return 0.5 * (loss * paired).sum() * ranks / count
-
-
-class _AllGather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)  # every rank's loss depends on our rows
-        return gradient.chunk(_world_size())[_rank()]
-
-
-def all_gather(x: Tensor) -> Tensor:
-    """(B, ...) of every rank -> (global B, ...), with the gradient of all ranks' losses."""
-    return _AllGather.apply(x)
-
-
-def _full(x: Tensor) -> Tensor:
+def full(x: Tensor) -> Tensor:
     """Losses are computed in float32 at least."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0

@@ -50,8 +50,13 @@ def create_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
 
 
-def clip_gradients(model: nn.Module, largest: float) -> torch.Tensor:
-    """The norm of all gradients, which are scaled down to `largest` where it is above; 0 leaves them alone."""
+def clip_gradients(model: nn.Module, largest: float, scale: float = 1.0) -> torch.Tensor:
+    """The norm of all gradients, which are scaled down to `largest` where it is above; 0 leaves them alone. `scale` is
+    what the loss was multiplied with, and is taken off first."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    if scale != 1:
+        torch._foreach_div_([p.grad for p in parameters], scale)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if largest:
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
-    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm

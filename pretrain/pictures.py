@@ -27,9 +27,9 @@ FRAMES_SHOWN = 4
 
 @torch.no_grad()
 def reconstruction_picture(
-    path: Path, model: HiCMAE, inputs: Inputs, mask_video: Mask, mask_audio: Mask, clips: int = 2
+    path: Path | None, model: HiCMAE, inputs: Inputs, mask_video: Mask, mask_audio: Mask, clips: int = 2
 ) -> None:
-    """Write one PNG with the first `clips` clips of a batch.
+    """Write one PNG with the first `clips` clips of a batch; without a `path`, only take part in the forward pass.
 
     The decoder predicts standardised patches. To show them, mean and contrast of each patch are taken from the
     target, and the picture says so: what is judged is the structure within the patches.
@@ -38,6 +38,8 @@ def reconstruction_picture(
     model.eval()
     predictions, _ = model.reconstruct(inputs, mask_video, mask_audio)
     model.train(was_training)
+    if path is None:
+        return
     rows: list[tuple[str, np.ndarray, str | None]] = []  # title, image, colour map
     for clip in range(min(clips, len(mask_video.ids_keep))):
         if "video" in predictions and inputs.has_video[clip]:

@@ -14,6 +14,8 @@ from affekt.pretrain.hicmae import HiCMAESettings
 from affekt.pretrain.online import OnlineProbeSettings
 from affekt.pretrain.optim import OptimSettings
 from affekt.pretrain.registry import SIZES, list_models
+from affekt.pretrain.writing import OnFailure
+from affekt.pretrain.zero import Offload
 
 
 class CorpusSettings(Settings):
@@ -98,7 +100,14 @@ class TrainSettings(Settings):
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     global_batch: int = Field(160, ge=1, description="clips, or views of them, per step over all ranks")
-    precision: Precision = "auto"
+    accumulate: int = Field(1, ge=1, description="parts that a rank takes its batch in; negatives stay those of all")
+    precision: Precision = Field("auto", description="fp32, bf16, fp16 with a loss scale; auto: bf16 on a GPU")
+    zero_stage: int = Field(
+        0, ge=0, le=3, description="over the ranks are spread: 1 the optimiser, 2 also gradients, 3 also weights"
+    )
+    offload: Offload = Field(
+        "none", description="to the host's memory: optimizer (from stage 1 on), or parameters as well (stage 3)"
+    )
     seed: int = Field(0, ge=0, lt=2**63)
     activation_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
     compile: bool | None = Field(None, description="torch.compile of the model; null: on a GPU")
@@ -106,7 +115,9 @@ class TrainSettings(Settings):
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(500, ge=1)
     picture_every: int = Field(500, ge=1)
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(2, ge=1, description="checkpoints; older ones are removed")
+    keep_every: int | None = Field(None, ge=1, description="keep also those of every n-th step")
+    on_failed_save: OnFailure = Field("continue", description="or stop; an older checkpoint stays in both cases")
     probe: OnlineProbeSettings = Field(OnlineProbeSettings(), description="of labelled clips, while the run goes on")
     wandb: Wandb | None = Field(None, description="offline (in the run's folder) or online; null: not at all")
 
@@ -114,6 +125,13 @@ class TrainSettings(Settings):
     def _check(self) -> "TrainSettings":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("set one of train.steps and train.epochs")
+        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(f"train.offload={self.offload} needs train.zero_stage={least}; it is {self.zero_stage}")
+        if self.keep_every and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"train.keep_every {self.keep_every} is no multiple of train.checkpoint_every {self.checkpoint_every}"
+            )
         return self
 
 
@@ -157,16 +175,10 @@ class PretrainSettings(Settings):
 
     def changes_from(self, old: "PretrainSettings") -> dict[str, tuple[Any, Any]]:
         """`{key: (old, new)}` of every setting that decides the result; folders, logging and workers do not."""
-        free = (
-            "out",
-            "data.shards",
-            "data.workers",
-            "train.log_every",
-            "train.picture_every",
-            "train.threads",
-            "train.wandb",
-        )
+        free = ("out", "data.shards", "data.workers", "train.log_every", "train.picture_every", "train.threads")
+        free += ("train.wandb",)
         free += ("train.checkpoint_every", "train.keep_last", "train.activation_checkpointing", "train.compile")
+        free += ("train.accumulate", "train.zero_stage", "train.offload", "train.keep_every", "train.on_failed_save")
         free += ("data.skip_budget", *(f"data.mixture.{part.name}.shards" for part in self.data.mixture))
         before, after = _flat(old.model_dump(mode="json")), _flat(self.model_dump(mode="json"))
         return {

@@ -3,17 +3,26 @@
 import errno
 import json
 import os
+import shutil
+import time
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from affekt.data.errors import CheckpointError
-from affekt.pretrain import checkpoint as module
-from affekt.pretrain.checkpoint import find_checkpoint, load_optimizer, read_checkpoint, save_checkpoint
-from affekt.pretrain.loop import open_run
+from affekt.data.files import hash_file
+from affekt.pretrain import checkpoint as checkpoints
+from affekt.pretrain import writing
+from affekt.pretrain.checkpoint import find_checkpoint, read_checkpoint
 from affekt.pretrain.optim import OptimSettings, clip_gradients, create_optimizer, lr_at
+from affekt.pretrain.pieces import numbers_to_save, restore_moments
+from affekt.pretrain.run_folder import open_run
+from affekt.pretrain.saver import Saver
 from affekt.pretrain.seen import stamped, with_seen_before
 
 
@@ -35,67 +44,194 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Non
         optimizer.zero_grad()
 
 
+def plain(model: nn.Module, optimizer: torch.optim.Optimizer) -> SimpleNamespace:
+    """As much of an engine at stage 0 as checkpoints look at."""
+    return SimpleNamespace(module=model, optimizer=optimizer, zero_optimization_stage=lambda: 0)
+
+
+def numbers(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return numbers_to_save(plain(model, optimizer), 0, 1)
+
+
+def begin(saver: Saver, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, **state: object) -> Path:
+    shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+    saver.save(step, numbers(model, optimizer), {"shapes": shapes, **state}, {"zero_stage": 0})
+    return saver.folder / f"step-{step:08d}"
+
+
+def save(folder: Path, step: int, model=None, optimizer=None, keep_last=2, **state: object) -> Path:
+    """One checkpoint, of a model of its own where none is given, on the disk when it returns."""
+    if model is None:
+        model, optimizer = trained_model()
+    with Saver(folder, keep_last) as saver:
+        return begin(saver, step, model, optimizer, **state)
+
+
 def test_weights_and_moments_come_back_bit_by_bit(tmp_path):
     model, optimizer = trained_model()
-    path = save_checkpoint(tmp_path, 3, model, optimizer, {"note": "ü"}, keep_last=2)
+    path = save(tmp_path, 3, model, optimizer, note="ü")
     state, weights, moments = read_checkpoint(path)
-    assert state == {"step": 3, "note": "ü"}
-    again, again_optimizer = trained_model(steps=1)
+    assert state == {"step": 3, "note": "ü", "shapes": {name: list(p.shape) for name, p in model.named_parameters()}}
+    again, again_optimizer = trained_model(steps=0)
     again.load_state_dict(weights)
-    load_optimizer(again, again_optimizer, moments)
+    restore_moments(plain(again, again_optimizer), moments)
+    second = read_checkpoint(save(tmp_path, 4, again, again_optimizer))  # saved right after it was loaded
+    assert all(torch.equal(x, second[1][name]) for name, x in weights.items()) and len(weights) == len(second[1])
+    assert all(torch.equal(x, second[2][name]) for name, x in moments.items()) and len(moments) == len(second[2])
     train(model, optimizer, 2)
     train(again, again_optimizer, 2)
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_only_the_newest_stay_and_the_pointer_names_the_last(tmp_path):
+def test_what_is_saved_is_the_moment_of_the_save(tmp_path, monkeypatch):
+    """The writer is slow and the weights move on: twenty saves, each equal to what it was asked to hold."""
+    monkeypatch.setattr(writing, "point", lambda name, count=0: time.sleep(0.005))
     model, optimizer = trained_model()
-    for step in (1, 2, 3, 4):
-        save_checkpoint(tmp_path, step, model, optimizer, {}, keep_last=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000003", "step-00000004"]
-    assert (tmp_path / "latest").read_text() == "step-00000004"
-    assert find_checkpoint(tmp_path, "auto").name == find_checkpoint(tmp_path, "latest").name == "step-00000004"
+    with Saver(tmp_path, keep_last=20) as saver:
+        expected = []
+        for step in range(20):
+            expected.append({name: x.clone() for name, x in numbers(model, optimizer).items()})
+            begin(saver, step, model, optimizer)
+            train(model, optimizer, 1)
+            saver.poll()
+    for step, kept in enumerate(expected):
+        _, weights, moments = read_checkpoint(tmp_path / f"step-{step:08d}")
+        found = {f"weight/{name}": x for name, x in weights.items()} | moments
+        assert found.keys() == kept.keys() and all(torch.equal(found[name], x) for name, x in kept.items()), step
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
-def test_damage_is_refused_before_anything_is_parsed(tmp_path, name, damage):
-    path = save_checkpoint(tmp_path, 1, *trained_model(), {}, keep_last=1) / name
+def test_only_the_newest_stay_and_every_nth_and_the_pointer_names_the_last(tmp_path):
+    model, optimizer = trained_model()
+    with Saver(tmp_path, keep_last=2, keep_every=4) as saver:
+        for step in (2, 4, 6, 8, 10, 12):
+            begin(saver, step, model, optimizer)
+            begin(saver, step, model, optimizer)  # twice in a row: the second takes the place of the first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", *(f"step-{s:08d}" for s in (4, 8, 10, 12))]
+    assert (tmp_path / "latest").read_text() == "step-00000012"
+    assert find_checkpoint(tmp_path, "auto").name == find_checkpoint(tmp_path, "latest").name == "step-00000012"
+
+
+FILES = ["rank-00000.safetensors", "state.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["flip", "zeros", "cut", "delete", "swap"])
+def test_damage_is_refused_before_anything_is_parsed(tmp_path, name, damage, monkeypatch):
+    other = save(tmp_path, 2, *trained_model(steps=1)) / name
+    path = save(tmp_path, 1) / name
     content = bytearray(path.read_bytes())
     if damage == "delete":
         path.unlink()
+    elif damage == "swap":
+        shutil.copy(other, path)
     else:
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content if damage == "flip" else content[:-3])
-    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        start = len(content) // 2
+        for place in range(start, min(start + 4096, len(content)) if damage == "zeros" else start + 1):
+            content[place] = 0 if damage == "zeros" else content[place] ^ 1
+        path.write_bytes(content[:-3] if damage == "cut" else content)
+    monkeypatch.setattr(checkpoints, "safe_open", lambda *_: pytest.fail("a damaged checkpoint was parsed"))
+    # A manifest of another step describes files that these are not.
+    told = r"rank-00000\.safetensors|state\.json" if (name, damage) == ("manifest.json", "swap") else name
+    with pytest.raises(CheckpointError, match=told):
         read_checkpoint(path.parent)
 
 
 def test_another_major_version_is_refused_and_a_newer_minor_read(tmp_path):
-    path = save_checkpoint(tmp_path, 1, *trained_model(), {}, keep_last=1)
+    path = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
-    for version, good in (("1.9", True), ("2.0", False)):
-        (path / "manifest.json").write_text(json.dumps({**manifest, "version": version}))
+    del manifest["sha256"]
+    for version, good in (("2.9", True), ("3.0", False)):
+        sealed = {**manifest, "version": version}
+        sealed["sha256"] = checkpoints._digest(sealed)
+        (path / "manifest.json").write_text(json.dumps(sealed))
         if good:
             read_checkpoint(path)
         else:
-            with pytest.raises(CheckpointError, match=r"version 2\.0.*reads 1\.x"):
+            with pytest.raises(CheckpointError, match=r"version 3\.0.*reads 2\.x"):
                 read_checkpoint(path)
 
 
-def test_a_full_disk_leaves_the_older_checkpoint_and_no_partial_folder(tmp_path, monkeypatch):
+def test_the_checkpoints_of_the_first_version_are_read(tmp_path):
     model, optimizer = trained_model()
-    save_checkpoint(tmp_path, 1, model, optimizer, {}, keep_last=1)
+    kinds = numbers(model, optimizer).items()
+    save_file({key[7:]: x.detach() for key, x in kinds if key.startswith("weight/")}, tmp_path / "model.safetensors")
+    moments = {":".join(key.split("/")[::-1]): x for key, x in kinds if not key.startswith("weight/")}
+    save_file(moments, tmp_path / "optimizer.safetensors")
+    (tmp_path / "state.json").write_text('{"step": 3}')
+    files = {path.name: hash_file(path) for path in tmp_path.iterdir()}
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"format": "affekt-checkpoint", "version": "1.0", "step": 3, "files": files})
+    )
+    state, weights, found = read_checkpoint(tmp_path)
+    assert state == {"step": 3} and torch.equal(weights["0.weight"], model[0].weight)
+    assert torch.equal(found["exp_avg/2.bias"], optimizer.state[model[2].bias]["exp_avg"]) and "step/0.weight" in found
+    (tmp_path / "model.safetensors").write_bytes(b"?")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        read_checkpoint(tmp_path)
 
-    def full(*_args):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(CheckpointError, match="No space left"):
-        save_checkpoint(tmp_path, 2, model, optimizer, {}, keep_last=1)
+@pytest.mark.parametrize("cause", [errno.ENOSPC, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("times", [1, 2, 99])
+@pytest.mark.parametrize("where", ["before-fsync", "before-rename"])
+def test_what_the_disk_refuses_is_tried_thrice_and_then_told(tmp_path, monkeypatch, cause, times, where):
+    monkeypatch.setattr(writing, "PAUSE", 0.001)
+    model, optimizer = trained_model()
+    save(tmp_path, 1, model, optimizer)
+    left = [times]
+
+    def refuse(name, count=0):
+        if name == where and left[0] > 0:
+            left[0] -= 1
+            raise OSError(cause, os.strerror(cause))
+
+    monkeypatch.setattr(writing, "point", refuse)
+    monkeypatch.setattr(checkpoints, "point", refuse)
+    if times < writing.ATTEMPTS:
+        _, weights, _ = read_checkpoint(save(tmp_path, 2, model, optimizer))
+        assert torch.equal(weights["0.weight"], model[0].weight)
+        return
+    with pytest.raises(CheckpointError, match=f"step-00000002: cannot be written: .*{os.strerror(cause)}"):
+        save(tmp_path, 2, model, optimizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
     read_checkpoint(find_checkpoint(tmp_path, "latest"))
+
+
+def test_training_goes_on_after_a_failed_save_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(writing, "PAUSE", 0.001)
+    model, optimizer = trained_model()
+    with Saver(tmp_path, 2, on_failure="continue") as saver:
+        for step in (1, 2, 3):
+            monkeypatch.setattr(writing.os, "fsync", os_fsync if step != 2 else full)
+            begin(saver, step, model, optimizer)
+            saver.wait()
+    assert "step-00000002: cannot be written" in capsys.readouterr().err
+    assert find_checkpoint(tmp_path, "latest").name == "step-00000003" and not list(tmp_path.glob(".*"))
+    monkeypatch.setattr(writing.os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left"), Saver(tmp_path, 2, on_failure="continue") as saver:
+        begin(saver, 4, model, optimizer)  # but a run does not end well without its last checkpoint
+
+
+os_fsync = os.fsync
+
+
+def full(*_args, ignore_errors=False):
+    if not ignore_errors:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_purge_that_fails_costs_nothing(tmp_path, monkeypatch, capsys):
+    model, optimizer = trained_model()
+    with Saver(tmp_path, 2) as saver:
+        for step in (1, 2, 3):
+            begin(saver, step, model, optimizer)
+            saver.wait()
+            monkeypatch.setattr(checkpoints.shutil, "rmtree", full)
+    assert "cannot be removed" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert [path.name for path in checkpoints.complete_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    checkpoints.remove_partials(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
 
 
 def test_resume_never_starts_silently_at_zero(tmp_path):
@@ -107,21 +243,27 @@ def test_resume_never_starts_silently_at_zero(tmp_path):
         find_checkpoint(tmp_path, "auto")
     with pytest.raises(CheckpointError, match="not a checkpoint folder"):
         find_checkpoint(tmp_path, str(tmp_path / "step-00000001"))
+    (tmp_path / "step-00000001").rmdir()
+    (tmp_path / "latest").write_text("step-00000001")  # a pointer alone says that there was one
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        find_checkpoint(tmp_path, "auto")
 
 
 def test_a_lost_pointer_falls_back_to_the_newest_with_a_note(tmp_path, capsys):
-    model, optimizer = trained_model()
     for step in (1, 2):
-        save_checkpoint(tmp_path, step, model, optimizer, {}, keep_last=2)
-    (tmp_path / "latest").unlink()
-    assert find_checkpoint(tmp_path, "auto").name == "step-00000002"
-    assert "step-00000002" in capsys.readouterr().err
+        save(tmp_path, step)
+    (tmp_path / ".partial-step-00000009").mkdir()
+    for content in (None, "", "step-00000007", ".partial-step-00000009", "../../elsewhere", "step-00000001"):
+        (tmp_path / "latest").unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "latest").write_text(content)
+        assert find_checkpoint(tmp_path, "auto") == find_checkpoint(tmp_path, "latest") == tmp_path / "step-00000002"
+        assert capsys.readouterr().err.count("using step-00000002") == 2
 
 
 def test_an_older_checkpoint_is_not_resumed_beside_newer_ones(tmp_path):
     """Its checkpoints would be purged or passed over in favour of those of the run it leaves."""
-    model, optimizer = trained_model()
-    older, newer = (save_checkpoint(tmp_path / "checkpoints", s, model, optimizer, {}, keep_last=2) for s in (1, 2))
+    older, newer = (save(tmp_path / "checkpoints", s) for s in (1, 2))
     with pytest.raises(CheckpointError, match=r"holds step-00000002.*out=") as caught:
         open_run(tmp_path, str(older))
     assert str(older) in str(caught.value)

@@ -461,6 +461,13 @@ def test_mistakes_are_told_with_their_place(corpus, files, complaint, tmp_path):
     assert not (tmp_path / "manifest.csv").exists()
 
 
+@pytest.mark.parametrize("corpus", ["dfew", "iemocap", "mafw", "meld", "mer2023", "msp_improv"])
+def test_a_folder_without_the_tables_of_its_corpus_says_where_to_get_them(corpus, tmp_path):
+    plant(tmp_path, {"clips/00001.mp4": ""})
+    with pytest.raises(SettingsError, match=r"which hold the labels of .*give the folder.* Where to get it: http"):
+        import_corpus(corpus, tmp_path)
+
+
 def test_a_manifest_with_other_content_is_only_replaced_when_asked(tmp_path):
     plant(tmp_path, {"wav/03a01Fa.wav": "", "manifest.csv": "video\nmine.mp4\n"})
     with pytest.raises(SettingsError, match=r"manifest\.csv: is there with other content.*--overwrite"):

@@ -79,6 +79,12 @@ def test_lists_name_what_is_not_there_and_where_they_disagree(lists, media, tmp_
     (lists / "split01" / "train.csv").write_text(line("1019_DFA_SAD_XX", 4) + line("1020_gone", 0))
     with pytest.raises(SettingsError, match=r"split02/test.csv, line 1: the label is '5' here and '4' elsewhere"):
         import_corpus("lists", lists, tmp_path / "m.csv", media=media)
+    (lists / "split01" / "train.csv").write_text("path,label\nface_aligned/1001_DFA_ANG_XX,0\n")
+    with pytest.raises(SettingsError, match=r"train.csv, line 1: `path,label` has commas or semicolons"):
+        import_corpus("lists", lists, tmp_path / "m.csv", media=media)
+    (lists / "split01" / "train.csv").write_text("path label\n" + line("1019_DFA_SAD_XX", 5))
+    with pytest.raises(SettingsError, match=r"train.csv, line 1: `path label` is a header"):
+        import_corpus("lists", lists, tmp_path / "m.csv", media=media)
     (lists / "split01" / "train.csv").write_text("a b c d\n")
     with pytest.raises(SettingsError, match=r"train.csv, line 1: expected `path \[audio\] label`, found 4 words"):
         import_corpus("lists", lists, tmp_path / "m.csv", media=media)
@@ -131,6 +137,23 @@ def test_emobox_and_kaldi(media, tmp_path):
     (clip,) = read_source(tmp_path / "k.csv")
     assert (clip.id, clip.audio.resolve(), clip.start, clip.end) == ("utt_1", sound.resolve(), 0.25, 1.0)
     assert clip.meta == {"speaker": "anna", "sex": "F", "transcript": "don't forget a jacket"}
+
+
+def test_kaldi_paths_may_be_absolute_here_or_on_another_machine(media, tmp_path):
+    """Also behind a tab; commands stay out, and -1 as the end of a segment is that of its recording."""
+    kaldi, names = tmp_path / "kaldi", ("1001_DFA_ANG_XX", "1019_DFA_SAD_XX")
+    kaldi.mkdir()
+    here, there = media / f"AudioWAV/{names[0]}.wav", f"{AUTHORS}/AudioWAV/{names[1]}.wav"
+    commands = f"c cat {here} |\nd\tsox {here} -t wav - |\n"
+    (kaldi / "wav.scp").write_text(f"a\t{here}\nb {there}\n{commands}")
+    summary = import_corpus("kaldi", kaldi, tmp_path / "k.csv")
+    assert (summary["clips"], summary["absent"]) == (1, [there])
+    assert summary["left_out"] == {"commands, which are not run": ["c", "d"]}
+    (kaldi / "segments").write_text("a1\ta 0.5 -1\nb1 b 0 1\n")
+    import_corpus("kaldi", kaldi, tmp_path / "k.csv", media=media, overwrite=True)
+    clips = read_source(tmp_path / "k.csv")
+    assert [clip.audio.resolve() for clip in clips] == [here.resolve(), (media / f"AudioWAV/{names[1]}.wav").resolve()]
+    assert [(clip.id, clip.start, clip.end) for clip in clips] == [("a1", 0.5, None), ("b1", 0.0, 1.0)]
 
 
 def test_frames_are_in_the_order_of_their_numbers(media):

@@ -323,7 +323,7 @@ def test_the_command_writes_text_json_and_a_page(corpus, result, tmp_path, capsy
     assert run(["inspect", str(corpus), "--label", "label_face", "--html", str(page), "--clips", "5"]) == 2
     out, error = capsys.readouterr()
     assert "copy0" in out and "neutral" in out and "sound against picture" in out and str(page) in out
-    assert "on several sides of `split`" in error
+    assert "on several sides of `split`" in error and "flags of the preparation: none" in out
     html = page.read_text()
     assert html.count('class="row"') == html.count('class="mel"') == html.count('class="wave"') == 5
     assert not re.search(r'(src|href)="(?!data:)', html) and "<script" not in html

@@ -17,7 +17,6 @@ from affekt.data.shards import ShardIndex
 from affekt.finetune import features
 from affekt.finetune.probe import ProbeSettings, check_preparation
 from affekt.finetune.splits import check_unseen, make_task
-from affekt.pretrain.checkpoint import save_checkpoint
 from affekt.pretrain.export import create_encoder, save_encoder
 from affekt.pretrain.log import read_metrics
 from affekt.pretrain.loop import claim_run
@@ -151,19 +150,12 @@ def test_a_half_written_line_of_metrics_is_passed_over(tmp_path):
     assert read_metrics(tmp_path / "absent") == []
 
 
-def test_a_full_disk_at_a_checkpoint_or_the_features_is_a_message(tmp_path, monkeypatch):
+def test_a_full_disk_at_the_features_is_a_message(tmp_path, monkeypatch):
     """safetensors tells of it by an error class of its own."""
 
     def full(*_arguments, **_options):
         raise SafetensorError("No space left on device (os error 28)")
 
-    model = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    older = save_checkpoint(tmp_path, 1, model, optimizer, {}, keep_last=2)
-    monkeypatch.setattr("affekt.pretrain.checkpoint.save_file", full)
-    with pytest.raises(CheckpointError, match=r"No space left.*older checkpoints are untouched"):
-        save_checkpoint(tmp_path, 2, model, optimizer, {}, keep_last=2)
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [older.name]
     monkeypatch.setattr("affekt.finetune.features.save_file", full)
     with pytest.raises(DataError, match=r"features\.safetensors: features cannot be written: No space left"):
         features._write(tmp_path / "features.safetensors", {}, features.FeatureTable([], {}))

@@ -112,6 +112,16 @@ def test_a_folder_with_a_manifest_is_read_through_it(folder):
         ("id,video\nx,\n", "line 2: neither `video` nor `audio` names a file"),
         ("id,video,path\nx,a.mp4,b.wav\n", "line 2: `path` beside `video` or `audio`"),
         ("id,video\nx,a.mp4,more\n", "line 2: not as many values as the header has columns (2)"),
+        ('id,video\nx,"a.mp4\ny,deep/c.MKV\nz,a.mp4\n', "line 2: unexpected end of data; a quote is not closed"),
+        ('id,video\nx,a.mp4\n"y"1,a.mp4\n', "line 3: ',' expected after '\"'; a quote is not closed, or stands within"),
+        ('id,video\nx,"a.mp4\ny,deep/c.MKV"\n', "line 2: the file {folder}/a.mp4\ny,deep/c.MKV is not there"),
+        ('id,video\n"x\ny",a.mp4,"more"\n', "columns (2); a quoted value goes on to line 3: is its quote closed too"),
+        (
+            "a.mp4,calm\nb.wav,happy\n",
+            "line 1: no column `video`, `audio` or `path` (found a.mp4, calm); the first line",
+        ),
+        ("path;label\na.mp4;calm\n", "(found path;label); the first line names the columns, as in `path,label`"),
+        ("path label\na.mp4 calm\n", "line 1: `path label` is a header, and a list has none; remove this line"),
         ("id,video\n", "it names no clip"),
         ("", "line 1: no column `video`, `audio` or `path` (found nothing)"),
     ],
@@ -130,6 +140,17 @@ def test_mistakes_in_other_manifests_name_file_and_line(folder):
         "n.jsonl": ("[1]\n", "line 1: expected an object"),
         "m.lst": ("a.mp4 b.wav label and more\n", "line 1: expected `path [audio] label`, found 5 words"),
         "n.lst": ("a.mp4 'open\n", "line 1: No closing quotation"),
+        "a.lst": (
+            "a.mp4 3\ndeep/c.MKV,calm\n",
+            "line 2: `deep/c.MKV,calm` has commas or semicolons between its fields",
+        ),
+        "b.txt": ("a.mp4, calm\n", "line 1: `a.mp4, calm` has commas"),
+        "c.txt": (
+            "path;label\na.mp4;calm\n",
+            "with spaces; a CSV manifest, which `affekt prepare` reads, ends in .csv",
+        ),
+        "d.txt": ("frames,3\n", "line 1: `frames,3` has commas"),
+        "e.lst": ("Video audio label\na.mp4 b.wav 3\n", "line 1: `Video audio label` is a header"),
     }
     for name, (text, complaint) in cases.items():
         (folder / name).write_text(text)
@@ -140,10 +161,24 @@ def test_mistakes_in_other_manifests_name_file_and_line(folder):
         read_source(folder / "latin.csv")
 
 
-def test_line_numbers_count_lines_of_the_file_also_after_a_quoted_line_break(folder):
-    (folder / "m.csv").write_text('video,caption\na.mp4,"two\nlines"\ngone.mp4,x\n')
-    with pytest.raises(SettingsError, match="line 4"):
+def test_names_with_commas_and_labels_like_headers_are_read_in_lists(folder):
+    for name in ("a,b.mp4", "a.mp4,b.mp4"):
+        (folder / name).write_bytes(b"x")
+    (folder / "m.lst").write_text("a,b.mp4 sad,calm\n'a.mp4,b.mp4' 3\nb.wav label\n")
+    named = [((clip.video or clip.audio).name, clip.meta["label"]) for clip in read_source(folder / "m.lst")]
+    assert named == [("a,b.mp4", "sad,calm"), ("a.mp4,b.mp4", "3"), ("b.wav", "label")]
+    (folder / "m.csv").write_text('"a.mp4" 3\n"b.wav" 4\n')  # a list, and no CSV of one column
+    assert [clip.meta["label"] for clip in read_source(folder / "m.csv")] == ["3", "4"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_row_is_told_by_the_line_it_begins_in(folder, end):
+    lines = ["video,caption", 'a.mp4,"two', 'lines"', "", 'gone.mp4,"x', 'y"']
+    (folder / "m.csv").write_bytes(end.join(lines).encode())
+    with pytest.raises(SettingsError, match="line 5: the file"):
         read_source(folder / "m.csv")
+    (folder / "m.csv").write_bytes(end.join(lines[:4]).encode())
+    assert [(clip.line, clip.meta["caption"]) for clip in read_source(folder / "m.csv")] == [(2, f"two{end}lines")]
 
 
 def test_ids_are_safe_names():

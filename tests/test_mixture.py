@@ -179,12 +179,11 @@ def test_repeats_are_views_of_one_decoded_clip(corpora):
     for one, two in zip(once, load(corpora, global_batch=12, epoch_clips=None, repeats=3), strict=True):
         assert two.ids == [name for name in one.ids for _ in range(3)] and two.repeats == 3
         assert two.clip.tolist() == one.clip.repeat_interleave(3).tolist()
-        for name in ("keys", "crop", "audio", "video", "has_audio", "has_video"):
+        for name in ("keys", "crop", "gain", "audio", "video", "has_audio", "has_video"):
             assert torch.equal(getattr(two, name)[::3], getattr(one, name))  # the first view is that of one view alone
         assert torch.equal(two.video[::3], two.video[1::3])
         assert len(set(two.keys.tolist())) == 12
-        present = two.has_audio[::3]
-        assert not torch.equal(two.audio[::3][present], two.audio[1::3][present])
+        assert torch.equal(two.audio[::3], two.audio[1::3]) and len(set(two.gain.tolist())) == 12
     with pytest.raises(SettingsError, match="3 views of each clip do not go evenly into the 4 rows that each of 2"):
         load(corpora, world_size=2, repeats=3)
 
@@ -203,11 +202,11 @@ def test_the_contrast_never_pushes_views_of_a_clip_apart():
         for rows, columns in ((v, a), (a, v)):
             logits = torch.stack([rows[i] @ columns[j] / 0.07 for j in others])
             slow = slow + paired[i] * (logits.logsumexp(0) - logits[others.index(i)]) / 10
-    loss = contrastive_loss(video, audio, paired, 0.07, clip=clip)
+    loss = contrastive_loss(video, audio, paired, 0.07, same=[clip])
     torch.testing.assert_close(loss, slow)
     for one, two in zip(*(torch.autograd.grad(x, video, retain_graph=True) for x in (loss, slow)), strict=True):
         torch.testing.assert_close(one, two)
-    distinct = contrastive_loss(video, audio, paired, 0.07, clip=torch.arange(6))
+    distinct = contrastive_loss(video, audio, paired, 0.07, same=[torch.arange(6)])
     assert torch.equal(distinct, contrastive_loss(video, audio, paired, 0.07)) and not torch.equal(distinct, loss)
 
 
@@ -246,7 +245,7 @@ def test_settings_of_a_mixture(tmp_path, encode_clip):
     said = notes(corpora, Window(), [1, 3])
     assert said[0] == "an epoch of 4 clips: a 25.0% (1 of 2 clips), b 75.0% (3 of 2 clips)"
     assert said[1].startswith("100% of the clips are shorter than the window of 2.58 s (pictures 2.44 s, sound 2.58 s)")
-    assert len(notes(corpora, WINDOW, [1, 3])) == 1
+    assert len(notes(corpora, WINDOW, [1, 3])) == len(notes(corpora, WINDOW, [1, 3], by_speaker=True)) == 1
 
 
 def test_what_a_resume_may_change_of_a_mixture(tmp_path):

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from affekt.data.errors import SettingsError
 from affekt.data.shard_writer import ShardWriter
+from affekt.pretrain.checkpoint import read_checkpoint
 from affekt.pretrain.export import export
 from affekt.pretrain.log import TIMINGS
 from affekt.pretrain.mixture import open_corpora
@@ -76,7 +76,9 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / "step-00000012" / "model.safetensors")
+    """Weights and moments of the last step."""
+    _, weights, moments = read_checkpoint(folder / "checkpoints" / "step-00000012")
+    return weights | moments
 
 
 def test_a_killed_run_resumed_is_the_straight_run_bit_by_bit(tmp_path, config):
@@ -111,16 +113,22 @@ def test_a_killed_run_resumed_is_the_straight_run_bit_by_bit(tmp_path, config):
     assert accounting["ledger"] == other["ledger"]
 
 
-def test_two_gloo_ranks_train_as_one_process(tmp_path, config):
-    run(config, f"out={tmp_path / 'one'}", "train.steps=4", "model.drop_path=0", "model.contrast_center=true")
-    run(config, f"out={tmp_path / 'two'}", "train.steps=4", "model.drop_path=0", "model.contrast_center=true", ranks=2)
-    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert len(one) == len(two) == 4
-    for a, b in zip(one, two, strict=True):
-        for name in ("loss", "loss_video", "loss_audio", "loss_contrast", "grad_norm"):
-            assert b[name] == pytest.approx(a[name], rel=1e-4), (a["step"], name)
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text())["accounting"] for name in ("one", "two")]
-    assert summaries[0] == summaries[1] and summaries[0]["used"] == 4 * 8
+def test_two_gloo_ranks_train_as_one_process_and_so_do_they_in_parts(tmp_path, config):
+    common = ["train.steps=4", "model.drop_path=0", "model.contrast_center=true"]
+    others = {"two": (2, 1, 0), "parts": (2, 2, 0), "parts of stage 3": (2, 2, 3)}  # ranks, parts, ZeRO stage
+    run(config, f"out={tmp_path / 'one'}", *common)
+    one = metrics(tmp_path / "one")
+    accounting = json.loads((tmp_path / "one" / "summary.json").read_text())["accounting"]
+    assert accounting["used"] == 4 * 8
+    for name, (ranks, parts, stage) in others.items():
+        more = [f"out={tmp_path / name}", f"train.accumulate={parts}", f"train.zero_stage={stage}"]
+        run(config, *more, *common, ranks=ranks)
+        other = metrics(tmp_path / name)
+        assert len(one) == len(other) == 4
+        for a, b in zip(one, other, strict=True):
+            for key in ("loss", "loss_video", "loss_audio", "loss_contrast", "grad_norm"):
+                assert b[key] == pytest.approx(a[key], rel=1e-4), (name, a["step"], key)
+        assert json.loads((tmp_path / name / "summary.json").read_text())["accounting"] == accounting
 
 
 def test_held_out_speakers_are_never_seen(config):
@@ -181,7 +189,7 @@ def test_a_run_starts_from_exported_weights_and_knows_what_they_saw(tmp_path, co
     start_from = [f"pretrained={tmp_path / 'export'}", "optim.base_lr=1e-9", "optim.min_lr=0", "train.steps=1"]
     told = run(config, f"out={tmp_path / 'second'}", "data.include={split: [dev, test]}", *start_from)
     assert "tensors are new: decoder_audio, decoder_video" in told
-    first, second = (load_file(next((tmp_path / n).glob("checkpoints/*/model.safetensors"))) for n in ("run", "second"))
+    first, second = (read_checkpoint(next((tmp_path / n).glob("checkpoints/step-*")))[1] for n in ("run", "second"))
     for name in ("encoder_video.norm.weight", "encoder_fusion.blocks_audio.0.attn.qkv.weight"):
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-6)
     assert len(json.loads((tmp_path / "second" / "pretrain_data.json").read_text())["ids"]) == 24
@@ -236,13 +244,14 @@ def test_gradients_are_clipped_by_the_loop_alone():
     """DeepSpeed's own default would clip them to a norm of 1, asked or not."""
     code = """
 import torch
-from affekt.pretrain.engine import create_engine, start_processes
+from affekt.pretrain.engine import start_processes
+from affekt.pretrain.zero import Engine
 start_processes()
 model = torch.nn.Linear(1, 1, bias=False)
 before = model.weight.item()
-engine = create_engine(model, torch.optim.SGD(model.parameters(), lr=0.01), 1, "fp32")
+engine = Engine(model, torch.optim.SGD(model.parameters(), lr=0, fused=True), 1, "fp32")
 engine.backward(engine(torch.full((1, 1), 100.0)).sum())
-engine.step()
+engine.step(0.01)
 print("moved by", before - model.weight.item())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
@@ -253,4 +262,4 @@ def test_sound_alone(tmp_path, config, tiny_shards):
     shards = tiny_shards(16, streams="audio").root
     run(config, f"data.shards={shards}", "model.streams=audio", "train.steps=3")
     assert set(metrics(tmp_path / "run")[0]) == {"step", "loss", "loss_audio", "grad_norm", "lr", "epoch"}
-    assert not any("video" in name for name in load_file(next(tmp_path.glob("run/checkpoints/*/model.safetensors"))))
+    assert not any("video" in name for name in read_checkpoint(next(tmp_path.glob("run/checkpoints/step-*")))[1])

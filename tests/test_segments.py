@@ -1,6 +1,9 @@
 """Long sources become equal parts that together are the whole, whatever the container says about its length."""
 
 import json
+import signal
+import subprocess
+import sys
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +14,12 @@ import pytest
 import simplejpeg
 import soundfile
 
+from affekt.cli import run
 from affekt.data.errors import SettingsError
 from affekt.data.manifest import Clip
+from affekt.data.media import segments
 from affekt.data.media.clip import PrepareSettings, prepare_clip
-from affekt.data.media.container import Limits
+from affekt.data.media.container import Limits, MediaError
 from affekt.data.media.segments import cut, measure
 from affekt.data.media.streams import read_media
 from affekt.data.prepare import prepare
@@ -175,8 +180,7 @@ def test_a_resumed_run_does_not_measure_again_and_gives_the_same_bytes(corpus, t
 
     with pytest.raises(KeyboardInterrupt):
         prepare(corpus, tmp_path / "out", settings(), 2, stop)
-    lengths = json.loads((tmp_path / "out" / "unfinished" / "lengths.json").read_text())
-    assert set(lengths) == {"film1", "talk"}
+    assert measured(tmp_path / "out") == ["film0", "film1", "film2", "talk"]
     tasks = []
     from affekt.data.media.workers import MediaPool
 
@@ -186,6 +190,129 @@ def test_a_resumed_run_does_not_measure_again_and_gives_the_same_bytes(corpus, t
     )
     prepare(corpus, tmp_path / "out", settings(), workers=2)
     assert tasks == ["encode"]
-    for path in (tmp_path / "straight").glob("*"):
+    assert_same(tmp_path / "straight", tmp_path / "out")
+
+
+def measured(out):
+    lines = (out / "unfinished" / "lengths.jsonl").read_text().splitlines()
+    return [json.loads(line)["id"] for line in lines if line]
+
+
+def assert_same(straight, out):
+    for path in straight.glob("*"):
         if path.name != "summary.json":
-            assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+            assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+
+
+SCRIPT = """
+import sys, time
+from affekt.data.prepare import PrepareSettings, prepare
+def measuring(done, total):
+    print(done, total, flush=True)
+    if done == int(sys.argv[3]):
+        time.sleep(60)
+settings = PrepareSettings(face="center", size=32, max_duration=5.0, clips_per_shard=3)
+prepare(sys.argv[1], sys.argv[2], settings, 2, measuring=measuring)
+"""
+
+
+def test_measuring_that_is_killed_goes_on_with_the_next_source(corpus, tmp_path):
+    """Where the kill tore a line, its source alone is measured again."""
+    prepare(corpus, tmp_path / "straight", settings(), workers=1)
+    out, told = tmp_path / "out", []
+    for stop_at in (3, -1):
+        command = [sys.executable, "-c", SCRIPT, corpus, out, str(stop_at)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            told.append([])
+            for line in process.stdout:
+                told[-1].append(line.strip())
+                if line == f"{stop_at} 4\n":
+                    process.send_signal(signal.SIGKILL)
+        if stop_at == 3:
+            lengths = out / "unfinished" / "lengths.jsonl"
+            lengths.write_bytes(lengths.read_bytes()[:-9])
+    assert told == [["0 4", "1 4", "2 4", "3 4"], ["2 4", "3 4", "4 4"]]
+    assert_same(tmp_path / "straight", out)
+
+
+def test_the_command_shows_measuring_as_a_phase_of_its_own(corpus, tmp_path, capsys):
+    arguments = ["--face", "center", "--size", "32", "--workers", "1", "max_duration=5"]
+    assert run(["prepare", str(corpus), str(tmp_path / "out"), *arguments]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("measure: 4/4 sources") and second.startswith("prepare: 9/9 clips")
+
+
+def test_a_source_that_cannot_be_measured_is_not_cut_off_in_silence(tmp_path):
+    """A day of sound that states no length takes some seconds to be measured, and milliseconds to be read for one."""
+    source, piece = tmp_path / "source", tmp_path / "piece.aac"
+    source.mkdir()
+    with av.open(str(piece), "w", format="adts") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 160_000), np.int16), format="s16", layout="mono")
+        silence.sample_rate = 16_000
+        container.mux([*stream.encode(silence), *stream.encode(None)])
+    (source / "a_long.aac").write_bytes(piece.read_bytes() * 8_640)
+    for number in range(3):
+        soundfile.write(source / f"b{number}.wav", tone(2.0), 16_000)
+    hasty = settings(max_duration=1.0, timeout_s=2, max_source_duration=1e6)
+    assert prepare_clip(Clip("a", None, source / "a_long.aac"), hasty).record["duration"] == 1.0
+    summary = prepare(source, tmp_path / "out", hasty, workers=1)
+    (row,) = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert (row["id"], row["cause"]) == ("a_long", "timeout") and summary["prepared"] == 6
+    assert row["message"].startswith("its length is not known: not done after timeout_s=2;")
+
+
+def test_a_source_that_breaks_off_while_it_is_measured_says_where(tmp_path, monkeypatch):
+    film = loud_film(tmp_path / "a.ts", 3.0)
+    opened = []
+
+    class Broken:
+        """A demuxer that fails late, which no damage does on every version of FFmpeg."""
+
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.container.close()
+
+        def demux(self, streams):
+            for packet in self.container.demux(streams):
+                if packet.pts and packet.pts * packet.time_base - self.container.start_time / av.time_base > 2:
+                    opened.append(packet)
+                    raise av.InvalidDataError(1, "Invalid data")
+                yield packet
+
+    original = segments.open_media
+    monkeypatch.setattr(segments, "open_media", lambda path, limits: Broken(original(path, limits)))
+    with pytest.raises(MediaError, match=r"a\.ts: cannot be read after (1\.9|2)") as error:
+        measure(Clip("a", film), Limits())
+    assert error.value.cause == "damaged" and opened
+
+
+def test_a_row_that_ends_after_its_file_is_flagged(tmp_path, capsys):
+    loud_film(tmp_path / "film.mp4", 3.0)
+    soundfile.write(tmp_path / "talk.wav", tone(3.0), 16_000)
+    (tmp_path / "frames").mkdir()
+    for number in range(75):
+        (tmp_path / "frames" / f"{number}.jpg").write_bytes(simplejpeg.encode_jpeg(gray(number)))
+    rows = ["whole,,", "within,1,2", "exact,1,3", "rounded,1,3.06", "beyond,1,4", "far,0,60"]
+    lines = [f"{path},{path[:4]}_{row}\n" for path in ("film.mp4", "talk.wav", "frames") for row in rows]
+    (tmp_path / "m.csv").write_text("path,id,start,end\n" + "".join(lines))
+    flagged = {}
+    for longest in (10.0, 1.2):  # in one piece, and in parts
+        summary = prepare(tmp_path / "m.csv", tmp_path / f"{longest}", settings(max_duration=longest), workers=2)
+        samples = ShardIndex.open(tmp_path / f"{longest}").samples
+        flagged[longest] = [sample.id for sample in samples if "ends_early" in sample.flags]
+        assert summary["flags"]["ends_early"] == 6 and "cut" not in summary["flags"]
+        assert sum(s.duration for s in samples if "_far" in s.id) == pytest.approx(9.0, abs=0.1)
+    names = ("film", "talk", "fram")
+    assert flagged[10.0] == [f"{name}_{row}" for name in names for row in ("beyond", "far")]
+    assert flagged[1.2] == [f"{name}_{row}" for name in names for row in ("beyond@001", "far@002")]
+    run(["inspect", str(tmp_path / "10.0"), "--workers", "1"])
+    assert "ends_early 6" in capsys.readouterr().out

@@ -119,6 +119,13 @@ class Corpus:
     is_list: bool = False  # of files that lie elsewhere
 
 
+def lacks(tree: Tree, tables: str, corpus: Corpus) -> SettingsError:
+    """The error of a folder without the tables that hold the labels of its corpus."""
+    missing = f"no {tables}, which hold the labels of {corpus.title}"
+    hint = f"give the folder that has tables and clips in it. Where to get it: {corpus.source}"
+    return SettingsError(f"{tree.source}: {missing}; {hint}")
+
+
 def streams(paths: list[str], report: Report) -> dict[str, str]:
     """The film among the files of a clip, as `video`, or else its sound, as `audio`.
 

@@ -9,7 +9,7 @@ who is seen is not told.
 import re
 from collections.abc import Iterator
 
-from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, known
+from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, known, lacks
 from affekt.data.corpora.folds import held_out
 from affekt.data.errors import SettingsError
 
@@ -22,8 +22,7 @@ LISTS = r"/EmoLabel_DataSplit/(?:train|test)\(single-labeled\)/set_[1-5]\.csv"
 def rows(tree: Tree, report: Report) -> Iterator[Row]:
     lists = tree.find(LISTS)
     if not lists:
-        wanted = "EmoLabel_DataSplit/train(single-labeled)/set_1.csv"
-        raise SettingsError(f"{tree.source}: no {wanted}, which hold the labels of DFEW")
+        raise lacks(tree, "EmoLabel_DataSplit/train(single-labeled)/set_1.csv", DFEW)
     crops = {int(match[1]): path for match, path in tree.clips(r"/clip_224x224_avi/(\d+)$")}
     crops |= {int(name): path for name, path in tree.frame_folders(r"/clip_224x224/(?:.*/)?\d+$").items()}
     scenes = {int(match[1]): path for match, path in tree.clips(r"/original/(?:.*/)?(\d+)$", {".mp4"})}

@@ -15,8 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, known
-from affekt.data.errors import SettingsError
+from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, known, lacks
 
 LABELS = {
     **{"ang": "anger", "dis": "disgust", "exc": "excited", "fea": "fear", "fru": "frustration", "hap": "happiness"},
@@ -34,7 +33,7 @@ SPOKEN = re.compile(r"(?P<turn>Ses0\w+) \[[\d.]+-[\d.]+\]: (?P<text>.*)")
 def rows(tree: Tree, report: Report) -> Iterator[Row]:
     tables = tree.find(DIALOG)
     if not tables:
-        raise SettingsError(f"{tree.source}: no Session1/dialog/EmoEvaluation/*.txt, which hold the labels of IEMOCAP")
+        raise lacks(tree, "Session1/dialog/EmoEvaluation/*.txt", IEMOCAP)
     sounds = {os.path.basename(path)[: -len(".wav")]: path for path in tree.find(r"/(?:sentences|dialog)/wav/.*\.wav")}
     texts = _texts(tree)
     for table in tables:

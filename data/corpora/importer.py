@@ -173,7 +173,8 @@ def told(summary: dict[str, Any]) -> str:
 
     number = summary["speakers"]
     people = f" of {number:,} speaker{'s' * (number > 1)}" if number else ""
-    lines = [f"{summary['clips']:,} clips{people} of {summary['corpus']} are in {summary['manifest']}"]
+    clips = f"{summary['clips']:,} clip{'s' * (summary['clips'] > 1)}"
+    lines = [f"{clips}{people} of {summary['corpus']} are in {summary['manifest']}"]
     for what in ("labels", "splits", "folds"):
         if summary[what]:
             lines.append(f"{what}: " + ", ".join(f"{name} {count:,}" for name, count in summary[what].items()))

@@ -1,12 +1,15 @@
 """A Kaldi data folder: wav.scp, and where they are there segments, utt2spk, spk2gender and text.
 
-Lines of wav.scp that are commands, `sph2pipe ... |`, are left out: nothing is run here.
+Paths in wav.scp may be absolute; `--media FOLDER` says where those of another machine, and relative ones, are here.
+Lines that are commands, `sph2pipe ... |`, are left out: nothing is run.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, number_of
+from affekt.data.corpora.lists import Locator
 from affekt.data.errors import SettingsError
 from affekt.data.manifest import safe_id
 
@@ -23,12 +26,13 @@ def rows(tree: Tree, report: Report) -> Iterator[Row]:
 
 
 def _sounds(tree: Tree, report: Report) -> dict[str, Path]:
-    sounds = {}
+    sounds, locate = {}, Locator(tree)
     for name, text in _pairs(tree, "wav.scp").items():
-        path = tree.media / text
         if text.endswith("|"):
             report.leave_out("commands, which are not run", name)
-        elif not path.is_file():
+            continue
+        path = Path(text) if os.path.isabs(text) and os.path.isfile(text) else locate(text, "wav.scp")
+        if path is None or not path.is_file():
             report.absent.append(text)
         else:
             sounds[name] = path
@@ -46,13 +50,15 @@ def _utterances(tree: Tree, sounds: dict[str, Path], report: Report) -> Iterator
         name, recording = fields[:2]
         start, end = (number_of(where, "the time", field) for field in fields[2:])
         if recording in sounds:
-            yield name, {"audio": sounds[recording], "start": start, "end": end}
+            until = end if end is None or end >= 0 else None  # -1: to the end of the recording
+            yield name, {"audio": sounds[recording], "start": start, "end": until}
 
 
 def _pairs(tree: Tree, name: str) -> dict[str, str]:
+    """Key and rest of each line, with spaces or a tab between them."""
     lines = tree.lines(name) if name in tree.files else ()
-    pairs = (line.strip().partition(" ")[::2] for _, line in lines)
-    return {key: value.strip() for key, value in pairs}
+    pairs = (line.split(maxsplit=1) for _, line in lines)
+    return {pair[0]: pair[1].strip() if len(pair) > 1 else "" for pair in pairs}
 
 
 KALDI = Corpus(

@@ -50,7 +50,7 @@ def _emobox_entries(tree: Tree, path: str) -> Iterator[tuple[str, Row]]:
 def _rows(tree: Tree, report: Report, suffixes: set[str], entries: Entries) -> Iterator[Row]:
     found: dict[tuple, Row] = {}
     folds: dict[tuple, set[tuple[int | None, str | None]]] = {}  # (fold, part) of the lists that a clip stands in
-    locate = _Locator(tree)
+    locate = Locator(tree)
     for path in _lists(tree, suffixes):
         fold, part = _fold_and_part(path)
         for where, row in entries(tree, path):
@@ -103,7 +103,7 @@ def _sides(seen: set[tuple[int | None, str | None]]) -> Row:
     return {"split": next((part for part in ("test", "dev", "train") if part in parts), None)}
 
 
-class _Locator:
+class Locator:
     """Where a path of a list is on this machine; None where it is not."""
 
     def __init__(self, tree: Tree):

@@ -8,9 +8,8 @@ import os
 import re
 from collections.abc import Iterator
 
-from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, known, streams
+from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, known, lacks, streams
 from affekt.data.corpora.folds import held_out
-from affekt.data.errors import SettingsError
 
 LABELS = (
     *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
@@ -22,7 +21,7 @@ LISTS = r"/single/no_caption/set_[1-5]/(?:train|test)\.txt"
 def rows(tree: Tree, report: Report) -> Iterator[Row]:
     lists = tree.find(LISTS)
     if not lists:
-        raise SettingsError(f"{tree.source}: no single/no_caption/set_1/train.txt, which hold the labels of MAFW")
+        raise lacks(tree, "single/no_caption/set_1/train.txt", MAFW)
     clips = tree.groups(r"/(\d{5})$", lambda match: match[1])
     folders = tree.frame_folders(r"/\d{5}$")
     for name, (fold, label) in sorted(held_out(_entries(tree, lists)).items()):

@@ -9,8 +9,7 @@ the corpus's repository); they stay, as the official test part holds some, and `
 
 from collections.abc import Iterator
 
-from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, streams
-from affekt.data.errors import SettingsError
+from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, lacks, streams
 
 PARTS = ("train", "dev", "test")
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
@@ -36,7 +35,7 @@ def rows(tree: Tree, report: Report) -> Iterator[Row]:
                 **{"sentiment": row["Sentiment"], "transcript": row["Utterance"]},
             }
     if not named:
-        raise SettingsError(f"{tree.source}: no train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv of MELD")
+        raise lacks(tree, "train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv", MELD)
     report.leave_out("in none of the csv files", *sorted(films.keys() - named))
 
 

@@ -7,8 +7,7 @@ to test3 are the tracks MULTI, NOISE and SEMI. Who is seen is not told.
 
 from collections.abc import Iterator
 
-from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, number_of, streams
-from affekt.data.errors import SettingsError
+from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, lacks, number_of, streams
 
 PARTS = ("train", "test1", "test2", "test3")
 
@@ -16,7 +15,7 @@ PARTS = ("train", "test1", "test2", "test3")
 def rows(tree: Tree, report: Report) -> Iterator[Row]:
     tables = {part: tree.find(rf"/{part}-label\.csv") for part in PARTS}
     if not any(tables.values()):
-        raise SettingsError(f"{tree.source}: no train-label.csv or test1-label.csv, which hold the labels of MER2023")
+        raise lacks(tree, "train-label.csv or test1-label.csv", MER2023)
     for part, found in tables.items():
         if not found:
             report.notes.append(f"{part}-label.csv is not there, so the part {part} is left out")

@@ -8,8 +8,7 @@ not documented.
 
 from collections.abc import Iterator
 
-from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, known, number_of, streams
-from affekt.data.errors import SettingsError
+from affekt.data.corpora.corpus import Corpus, Report, Row, Tree, known, lacks, number_of, streams
 
 LABELS = {"A": "angry", "H": "happy", "N": "neutral", "S": "sad", "O": "other", "X": "no agreement"}
 TARGETS = {"A": "angry", "H": "happy", "N": "neutral", "S": "sad"}
@@ -39,7 +38,7 @@ def rows(tree: Tree, report: Report) -> Iterator[Row]:
 def _ratings(tree: Tree) -> dict[str, Row]:
     found = tree.find(r"/Evalua?tion\.txt")
     if not found:
-        raise SettingsError(f"{tree.source}: no Evalution.txt, which holds the labels of MSP-IMPROV")
+        raise lacks(tree, "Evalution.txt", MSP_IMPROV)
     ratings: dict[str, Row] = {}
     for where, line in tree.lines(found[0]):
         name, *fields = (field.strip() for field in line.split(";"))

@@ -32,6 +32,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         _sound(result),
         *_copies(result),
         _offset(result["av_offset"]),
+        _flags(result["flags"]),
         _quarantine(result["quarantine"]),
     ]
     lines += [f"damaged: {row['message']}" for row in result["damage"]["clips"]]
@@ -111,6 +112,10 @@ def _apart(found: dict[str, Any]) -> str:
     return f"{found['apart']['clips']} clips out of step with the rest" + (
         f": {', '.join(examples)}" if examples else ""
     )
+
+
+def _flags(found: dict[str, int]) -> str:
+    return "flags of the preparation: " + (", ".join(f"{name} {count}" for name, count in found.items()) or "none")
 
 
 def _quarantine(found: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from affekt.data.media.container import (
 from affekt.data.media.frames import FrameFolder
 from affekt.data.media.picture import FramePicker, Region
 
+EARLY = 0.1  # seconds; ends are rounded in manifests, and streams end within a packet or two of each other
 GAP = 0.05  # seconds between where a sound frame stands and where it should; below it is rounding of time stamps
 
 
@@ -73,9 +74,9 @@ def read_media(
 
     Frames are those nearest in time to a constant `fps`, scaled down to `limits.pixels`; sound is mono at
     `sample_rate`. Where both streams exist only their common interval is kept. Flags: cut (longer than the limit),
-    silent, clipped, antiphase, sound_gap, picture_gap, blank, no_sound, no_picture. `info` holds what was found:
-    source_duration, source_fps, source_rate and `offset`, the seconds by which the sound begins after the picture.
-    Raises MediaError.
+    ends_early (0.1 s or more before `end`), silent, clipped, antiphase, sound_gap, picture_gap, blank, no_sound,
+    no_picture. `info` holds what was found: source_duration, source_fps, source_rate and `offset`, the seconds by which
+    the sound begins after the picture. Raises MediaError.
     """
     if video is None and audio is None:
         raise MediaError("no_stream", "neither a picture nor a sound file was given")
@@ -110,6 +111,9 @@ def read_media(
         flags += sound.flags + sound_flags(waveform)
     if min(stop, info["source_duration"]) - begin > limits.max_duration + 1 / fps:
         flags.append("cut")
+    lasts = len(waveform) / sample_rate if frames is None else len(frames) / fps
+    if end is not None and min(end, begin + limits.max_duration) - (begin + lasts) > EARLY:
+        flags.append("ends_early")
     return Media(frames, waveform, sorted(flags), info, begin, picture.scale if picture else 1.0)
 
 
