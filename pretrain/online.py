@@ -39,9 +39,9 @@ from affekt.pretrain.meters import (
     uniformity,
 )
 
-# Between two probes training does this many times their arithmetic: half a percent, which leaves room for what is no
-# arithmetic. Where steps are so quick that starting kernels costs more than running them, the steps decide.
-TIMES_THE_WORK, LEAST_STEPS = 200, 1000
+# Between two probes training does this many times their arithmetic. Where steps are so quick that starting kernels
+# costs more than running them, as on a GPU, the number of steps decides.
+TIMES_THE_WORK, LEAST_STEPS = 100, 1000
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -54,7 +54,7 @@ class OnlineProbeSettings(Settings):
     train: dict[str, list[str]] = Field({}, description="clips to fit on; empty: all that `test` leaves")
     group: str = Field("speaker", description="what may not stand on both sides; id keeps only the clips apart")
     clips: int = Field(256, ge=4, description="at most so many, half on either side, drawn evenly over the labels")
-    every: int | None = Field(None, ge=1, description="steps; null: as often as stays below 1 % of the time")
+    every: int | None = Field(None, ge=1, description="steps; null: as often as takes about 1 % of the time")
 
     @model_validator(mode="after")
     def _check(self) -> "OnlineProbeSettings":
@@ -220,7 +220,7 @@ def read(index: ShardIndex, window: Window, positions: list[int], streams: str, 
 
 
 def default_interval(settings: HiCMAESettings, clips: int, global_batch: int) -> int:
-    """Steps between two probes, rounded up to two digits, so that they take well below 1 % of the time."""
+    """Steps between two probes, rounded up to two digits, so that they take about 1 % of the time, or less."""
     steps = TIMES_THE_WORK * clips * encoding_flops(settings) / (global_batch * training_flops(settings))
     unit = 10 ** max(len(str(round(steps))) - 2, 0)
     return max(-(-round(steps) // unit) * unit, LEAST_STEPS)
