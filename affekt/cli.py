@@ -3,12 +3,10 @@
 A room is imported when its command runs, so `affekt --help` answers without loading torch.
 """
 
-import difflib
 import json
 import os
 import sys
 from contextlib import AbstractContextManager
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +14,11 @@ import typer
 from rich.console import Console
 
 from affekt import __version__
+from affekt.arguments import AllowChange, AsJson, Config, Overrides, Resume, answer, find_experiment
 from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.machine import available_cores
+from affekt.launching import launch
+from affekt.planning import plan
 from affekt.progress import Report, progress, training
 from affekt.watching import compare, runs
 
@@ -29,7 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-SHIPPED = resources.files("affekt.launch")
 TYPER_USAGE_ERROR = 2  # what typer leaves with; here 2 means bad data and usage is 1
 INTERRUPTED = 130
 CORES = available_cores()
@@ -37,16 +37,12 @@ HOW_TO_GO_ON = {
     "synth": "finished clips are kept; the same command goes on from there",
     "prepare": "finished shards are kept; the same command goes on from there",
     "pretrain": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
+    "launch": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
     "demo": "what is finished is kept; the same command goes on from there",
 }
 
 Seed = Annotated[int, typer.Option(help="Same seed and arguments, same result.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work side by side.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines, and no progress.")]
-Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped experiment.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, as in `train.steps=200`.")
-]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and stop.")]
 
 
@@ -124,7 +120,7 @@ def synth(
             workers=workers,
             progress=report,
         )
-    _answer(as_json, {"clips": clips, "manifest": str(manifest)}, f"{clips} clips, described in {manifest}")
+    answer(as_json, {"clips": clips, "manifest": str(manifest)}, f"{clips} clips, described in {manifest}")
 
 
 @app.command("import")
@@ -146,7 +142,7 @@ def import_(
     from affekt.data.corpora.importer import import_corpus, told
 
     summary = import_corpus(corpus, source, out, media, overwrite)
-    _answer(as_json, summary, f"{told(summary)}\nnext: affekt prepare {summary['manifest']} SHARDS")
+    answer(as_json, summary, f"{told(summary)}\nnext: affekt prepare {summary['manifest']} SHARDS")
 
 
 @app.command()
@@ -165,7 +161,9 @@ def prepare(
         typer.Option(metavar="COLUMN=VALUE", help="Take only these rows of the manifest; repeat for more."),
     ] = None,
     workers: Workers = CORES,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards made with other settings.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace shards of other settings and damaged ones.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn foreign media into shards: face crops at 25 fps, sound at 16 kHz, one clock; other settings as KEY=VALUE."""
@@ -185,7 +183,7 @@ def prepare(
     text = (
         f"{summary['prepared']} of {summary['clips']} clips{parts} are in {out}, shards: {summary['shards']}{left_out}"
     )
-    _answer(as_json, summary, text)
+    answer(as_json, summary, text)
 
 
 @app.command()
@@ -232,17 +230,13 @@ def inspect(
 def pretrain(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[
-        str | None, typer.Option(help="auto (go on or begin), latest (go on), or the path of a checkpoint.")
-    ] = None,
-    allow_change: Annotated[
-        list[str] | None, typer.Option(help="A setting that may differ from the resumed run's; can be repeated.")
-    ] = None,
+    resume: Resume = None,
+    allow_change: AllowChange = None,
     print_config: PrintConfig = False,
     as_json: AsJson = False,
 ) -> None:
-    """Learn from shards without labels; several processes with `torchrun -m affekt pretrain ...`."""
-    path = _experiment(config)
+    """Learn from shards without labels; several processes and machines with `affekt launch`."""
+    path = find_experiment(config)
     from affekt.pretrain.settings import PretrainSettings
 
     settings = PretrainSettings.read(path, overrides or [])
@@ -255,9 +249,15 @@ def pretrain(
         run = train(settings, resume, tuple(allow_change or ()), show)
     if int(os.environ.get("RANK", 0)) == 0:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        _answer(as_json, {"run": str(run), **summary}, f"trained; next: affekt export {run} {run / 'export'}")
+        answer(as_json, {"run": str(run), **summary}, f"trained; next: affekt export {run} {run / 'export'}")
+    if settings.train.zero_stage == 3:  # DeepSpeed's threads now and then abort an interpreter that ends in order
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
+app.command()(launch)
+app.command()(plan)
 app.command()(runs)
 app.command()(compare)
 
@@ -273,7 +273,7 @@ def export(
     from affekt.pretrain.export import export as write
 
     folder = write(run, out, checkpoint)
-    _answer(as_json, {"export": str(folder)}, f'written; next: affekt probe, or affekt.load("{folder}") in Python')
+    answer(as_json, {"export": str(folder)}, f'written; next: affekt probe, or affekt.load("{folder}") in Python')
 
 
 @app.command()
@@ -281,10 +281,11 @@ def probe(
     config: Config, overrides: Overrides = None, print_config: PrintConfig = False, as_json: AsJson = False
 ) -> None:
     """Measure what frozen features are worth, beside untrained encoders and plain statistics; writes report.html."""
+    path = find_experiment(config)
     from affekt.finetune.probe import ProbeSettings
     from affekt.finetune.probe import probe as measure
 
-    settings = ProbeSettings.read(_experiment(config), overrides or [])
+    settings = ProbeSettings.read(path, overrides or [])
     if print_config:
         print(settings.explained(), end="")
         return
@@ -313,18 +314,6 @@ def demo(
         print(", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in results["seconds_by_stage"].items()))
 
 
-def _experiment(config: str) -> Path:
-    """The file that CONFIG names: a path, or a shipped experiment by its bare name."""
-    if Path(config).is_file():
-        return Path(config)
-    shipped = {path.name.removesuffix(".yaml"): path for path in SHIPPED.iterdir() if path.name.endswith(".yaml")}
-    if config.removesuffix(".yaml") in shipped:
-        return Path(str(shipped[config.removesuffix(".yaml")]))
-    near = difflib.get_close_matches(config, shipped, n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"shipped experiments: {', '.join(sorted(shipped)) or 'none'}"
-    raise SettingsError(f"{config}: neither a file nor the name of a shipped experiment; {hint}")
-
-
 def _conditions(pairs: list[str]) -> dict[str, list[str]]:
     """`["split=train", "split=dev"]` -> `{"split": ["train", "dev"]}`."""
     conditions: dict[str, list[str]] = {}
@@ -334,10 +323,6 @@ def _conditions(pairs: list[str]) -> dict[str, list[str]]:
             raise SettingsError(f"--where {pair}: not of the form COLUMN=VALUE")
         conditions.setdefault(column, []).append(value)
     return conditions
-
-
-def _answer(as_json: bool, values: dict[str, Any], text: str) -> None:
-    print(json.dumps(values, ensure_ascii=False) if as_json else text)
 
 
 def _show(results: dict[str, Any], report: Path, as_json: bool) -> None:

@@ -216,7 +216,7 @@ def waiting(index: ShardIndex, step_seconds: float) -> float:
 
 
 def memory(index: ShardIndex, clips: int) -> tuple[float, float]:
-    """Bytes of the worker's own memory after a tenth of the clips and after all of them."""
+    """Bytes in use after a tenth of the clips and after all of them, by worker and trainer together."""
     batches = our_batches(index, clips // BATCH, 1)
     tenth = 0.0
     for number, _ in enumerate(batches, 1):
@@ -228,11 +228,12 @@ def memory(index: ShardIndex, clips: int) -> tuple[float, float]:
 
 
 def resident() -> float:
-    """Bytes that no other process shares, of all processes that descend from this one."""
+    """Bytes of this process and of all that descend from it, what they share counted once; no mapped files, which the
+    kernel gives up when it needs room."""
     total = 0
-    for pid in list(family())[1:]:
+    for pid in family():
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem")))
     return total * 1024
 
 

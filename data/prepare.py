@@ -24,6 +24,7 @@ from affekt.data.media.face import find_detectors
 from affekt.data.media.segments import cut
 from affekt.data.media.workers import Failure, MediaPool, Result, prepare_clip_safely
 from affekt.data.prepare_folder import PrepareFolder
+from affekt.data.remote import refuse_url
 from affekt.data.shard_writer import ShardWriter
 
 __all__ = ["PrepareSettings", "PreparedClip", "encode_clip", "prepare", "prepare_clip", "prepare_clip_safely"]
@@ -51,6 +52,7 @@ def prepare(
     that was begun with other settings or another source, which `overwrite` replaces; DataError for a full disk, or when
     not one clip is usable. An interrupt leaves what is finished.
     """
+    refuse_url(out, "shards are written into a folder of this machine; upload it when it is complete")
     settings = settings or PrepareSettings()
     find_detectors(settings.face)
     clips = matching(read_source(source), where or {}, source)
@@ -88,6 +90,10 @@ def prepare(
 def matching(clips: list[Clip], where: dict[str, list[str]], source: str | Path) -> list[Clip]:
     """The clips whose metadata has one of the allowed values in every column. SettingsError when none has."""
     found = [c for c in clips if all(str(c.meta.get(column, "")) in values for column, values in where.items())]
+    for column in where:
+        if not any(column in clip.meta for clip in clips):
+            there = ", ".join(sorted({name for clip in clips for name in clip.meta})) or "none"
+            raise SettingsError(f"{source}: --where {column}: no clip has such a column; there are: {there}")
     if not found:
         known = {column: sorted({str(clip.meta.get(column, "")) for clip in clips})[:10] for column in where}
         raise SettingsError(f"{source}: none of {len(clips)} clips has {where}; values there are: {known}")

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import yaml
 
-from affekt.data.errors import SettingsError
+from affekt.data.errors import DataError, SettingsError
 from affekt.data.files import append_line, refuse_other_kind, write_text
 from affekt.data.settings import read_yaml
 from affekt.data.shard_writer import read_sidecar
@@ -105,8 +105,12 @@ class PrepareFolder:
         if SETTINGS in present:
             differences = _differences(read_yaml(self.path / SETTINGS), self._wanted)
             if not differences:
-                return self._find_done()
-            if not self._overwrite:
+                try:
+                    return self._find_done()
+                except DataError as error:  # complete once, and damaged since
+                    if not self._overwrite:
+                        raise DataError(f"{error}; --overwrite makes all of it again") from None
+            elif not self._overwrite:
                 told = "\n  ".join([f"{self.path}: was begun otherwise:", *differences])
                 raise SettingsError(f"{told}\nchoose a new folder, or --overwrite to replace what is there")
             self._empty()

@@ -82,10 +82,13 @@ class RemoteFolder:
 
 
 def locate(folder: str | Path | RemoteFolder) -> Path | RemoteFolder:
-    """What a command calls its shards: a folder, or a url of one. Raises SettingsError for any other kind of url."""
-    if isinstance(folder, RemoteFolder):
+    """What a command calls its shards: a folder, or a url of one. Raises SettingsError for any other kind of url.
+
+    A Path is a folder whatever it is called: it has lost the second slash of a url.
+    """
+    if isinstance(folder, (RemoteFolder, Path)):
         return folder
-    text = str(folder)
+    text = folder
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", text)
     if not scheme:
         return Path(folder)
@@ -102,6 +105,13 @@ def locate(folder: str | Path | RemoteFolder) -> Path | RemoteFolder:
             "without query or password; credentials come from the environment of the protocol's package"
         )
     return RemoteFolder(text)
+
+
+def refuse_url(folder: str | Path, way_out: str) -> None:
+    """Raises SettingsError where something that works in folders alone is given a url, as text or as a Path."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", str(folder))
+    if scheme and scheme[1] in EXTRAS:
+        raise SettingsError(f"{folder}: {way_out}")
 
 
 Place = tuple[RemoteFolder, dict[str, Any]]  # a shard: the folder it lies in, its entry in the header of the index

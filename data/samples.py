@@ -114,7 +114,8 @@ class Samples(Sequence):
         if len(self) and not 0 <= self.shard.min() <= self.shard.max() < len(shard_bytes):
             raise ValueError(f"shard {self.shard.max()} of {len(shard_bytes)}")
         offset, size = self._columns["member_offset"], self._columns["member_size"]
-        bad = ((offset >= 0) & ((size < 0) | (offset + size > shard_bytes[self.shard, None]))).any(1)
+        room = shard_bytes[self.shard, None] - offset  # no sum of the two, which could overflow
+        bad = ((offset >= 0) & ((size < 0) | (size > room))).any(1)
         return int(bad.argmax()) if bad.any() else None
 
     def _run(self, values: str, ends: str, i: int) -> np.ndarray:
@@ -158,6 +159,9 @@ def open_samples(path: Path, check: bool = True) -> tuple[dict[str, Any], Sample
     for values, ends in (("frame_size", "frame_end"), ("text", "text_end")):
         if not (np.diff(columns[ends], prepend=0) >= 0).all() or columns[ends][-1:].sum() != len(columns[values]):
             raise ValueError(f"column {ends} is not as it should be")
+    pictures = np.diff(columns["frame_end"], prepend=0)  # none are listed where they lie in an mp4
+    if ((pictures > 0) & (pictures != columns["frames"])).any():
+        raise ValueError("a clip has another number of pictures than of their sizes")
     if check and _digest(columns) != header["columns_sha256"]:
         raise ValueError("its checksum differs")
     return header, Samples(columns), fingerprint

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from affekt.data.errors import SettingsError
 
@@ -14,7 +15,16 @@ from affekt.data.errors import SettingsError
 class Settings(BaseModel):
     """Base of every settings class: frozen, keyword-only, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, values: Any) -> Any:
+        """`true` would pass for 1, and nobody means that."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and not _may_be_true(cls.model_fields[name]):
+                raise ValueError(f"{name} is {str(value).lower()}, which is no value of it; see --print-config")
+        return values
 
     @classmethod
     def parse(cls, values: dict[str, Any], source: str = "settings") -> Self:
@@ -99,12 +109,18 @@ def apply_overrides(values: dict[str, Any], overrides: list[str] | tuple[str, ..
 
 def _explain(cls: type[BaseModel], item: dict[str, Any], source: str) -> str:
     key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "value_error":  # of our own, which says what was found
+        return f"{source}: {key + ': ' if key else ''}{item['msg'].removeprefix('Value error, ')}"
     if item["type"] != "extra_forbidden":
         return f"{source}: {key}: {item['msg']} (found {item['input']!r})"
     known = list(_fields_at(cls, item["loc"][:-1]))
     near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
     hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
     return f"{source}: unknown setting `{key}`; {hint}"
+
+
+def _may_be_true(field: FieldInfo) -> bool:
+    return bool in (field.annotation, *getattr(field.annotation, "__args__", ()))
 
 
 def _fields_at(cls: type[BaseModel], path: tuple[Any, ...]) -> dict[str, Any]:

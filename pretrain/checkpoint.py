@@ -32,6 +32,12 @@ def commit(partial: Path, final: Path, about: dict[str, Any], files: dict[str, d
     """Make the written folder `partial` the checkpoint `final`, and point `latest` at it. Rank 0 calls it when all
     ranks have their files on the disk. Raises OSError; called again it goes on where it failed."""
     if partial.exists():
+        for name, file in files.items():
+            there = (partial / name).stat().st_size if (partial / name).exists() else None
+            if there != file["bytes"]:
+                raise OSError(
+                    f"{name} has {there} bytes here, not {file['bytes']}: all machines must share this folder"
+                )
         manifest = {"format": FORMAT, "version": VERSION, **about, "files": dict(sorted(files.items()))}
         sealed = {**manifest, "sha256": _digest(manifest)}
         (partial / MANIFEST).write_text(json.dumps(sealed, indent=1), encoding="utf-8")

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from affekt.data.accounting import all_gather_json
 from affekt.data.errors import SettingsError
 from affekt.data.machine import keep_freed_memory
+from affekt.pretrain.rendezvous import join_group
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 EXACT_MATMUL = 1e-6  # relative error of a float32 product; bf16 inputs would give 1e-3
@@ -22,7 +23,7 @@ def start_processes() -> tuple[int, int, torch.device]:
     """Join the process group that the launcher announced, or a group of one: (rank, world_size, device).
 
     Ranks come from RANK, LOCAL_RANK and WORLD_SIZE (torchrun, deepspeed). Listens on the loopback interface alone
-    unless a launcher set MASTER_ADDR.
+    unless MASTER_ADDR leads elsewhere.
     """
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -40,7 +41,9 @@ def start_processes() -> tuple[int, int, torch.device]:
         # On a CPU DeepSpeed would compile an op for shared-memory reductions at the first start: half a minute and a
         # C++ compiler, for a reduction that gloo does as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        join_group(backend)
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return dist.get_rank(), dist.get_world_size(), device
 
 

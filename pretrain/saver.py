@@ -8,8 +8,8 @@ is answered by the next, so nobody waits for it. All communication is done here,
 
 import json
 import shutil
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,12 @@ from affekt.pretrain.log import say
 from affekt.pretrain.writing import OnFailure, Snapshot, persistently, write_files
 
 
-class _Job(threading.Thread):
-    """Calls a function beside training and keeps what it returns or raises."""
-
-    def __init__(self, function: Callable[[], Any]):
-        super().__init__(daemon=True, name="checkpoint")
-        self.function, self.result, self.failure = function, None, ""
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.result = persistently(self.function)
-        except Exception as error:  # whatever it is, it must reach the other ranks, and not end this thread alone
-            self.failure = str(error) if isinstance(error, OSError | AffektError) else repr(error)
+def _try(function: Callable[[], Any]) -> tuple[Any, str]:
+    """What the function returns, and why it failed, empty where it did not."""
+    try:
+        return persistently(function), ""
+    except Exception as error:  # whatever it is, it must reach the other ranks, and not end this thread alone
+        return None, str(error) if isinstance(error, OSError | AffektError) else repr(error)
 
 
 class Saver:
@@ -53,7 +46,9 @@ class Saver:
         spread = dist.is_initialized()
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if spread else (0, 1)
         self.failure = ""  # of the newest save
-        self._snapshot, self._job, self._phase, self._vote = Snapshot(), None, "", None
+        self._snapshot, self._phase, self._vote = Snapshot(), "", None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._job: Future = self._thread.submit(lambda: None)  # the thread is there before the first save
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any], about: dict[str, Any]) -> None:
         """Begin to save: this rank's `tensors` by their keys in a checkpoint, rank 0's `state`, and in the manifest
@@ -67,13 +62,14 @@ class Saver:
         files = {f"rank-{self.rank:05d}.safetensors": self._snapshot.parts}
         if self.rank == 0:
             files[STATE] = [memoryview(json.dumps({"step": step, **state}, indent=1).encode())]
-        self._phase, self._job = "write", _Job(lambda: write_files(self._partial, files))
+        self._phase, self._job = "write", self._thread.submit(_try, lambda: write_files(self._partial, files))
 
     def poll(self) -> None:
         """After every step: go on with a save where all ranks are through with their part. Raises CheckpointError."""
         if not self._phase:
             return
-        through, failed = not self._job.is_alive(), bool(self._job.failure)
+        through = self._job.done()
+        failed = through and bool(self._job.result()[1])
         if self.world_size > 1:
             if self._vote is None:
                 votes = torch.tensor([through, not failed], dtype=torch.int32, device=device_of_collectives())
@@ -89,7 +85,7 @@ class Saver:
     def wait(self) -> None:
         """Until nothing is being saved. Raises CheckpointError as `poll`."""
         while self._phase:
-            self._job.join()
+            self._job.result()
             self.poll()
 
     def __enter__(self) -> "Saver":
@@ -112,9 +108,9 @@ class Saver:
         if failed:
             self._give_up()
         elif self._phase == "write":
-            files = {name: file for own in self._from_all(self._job.result) for name, file in own.items()}
+            files = {name: file for own in self._from_all(self._job.result()[0]) for name, file in own.items()}
             self._phase = "commit"
-            self._job = _Job(lambda: self._commit(files) if self.rank == 0 else None)
+            self._job = self._thread.submit(_try, lambda: self._commit(files) if self.rank == 0 else None)
         else:
             self._phase = ""
 
@@ -126,7 +122,7 @@ class Saver:
             say(f"{self.folder}: older checkpoints cannot be removed: {error}; the newest is complete")
 
     def _give_up(self) -> None:
-        reasons = self._from_all(self._job.failure)
+        reasons = self._from_all(self._job.result()[1])
         told = "; ".join(
             f"rank {rank}: {text}" if len(reasons) > 1 else text for rank, text in enumerate(reasons) if text
         )

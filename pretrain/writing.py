@@ -32,17 +32,17 @@ class Snapshot:
     """A copy of tensors in host memory that is used again for every save, laid out as a safetensors file."""
 
     def __init__(self) -> None:
-        self._key: Any = None
+        self._tensors: dict[str, Tensor] = {}
         self._views: list[Tensor] = []
         self._bytes = torch.empty(0, dtype=torch.uint8)
         self.header = b""
 
     def take(self, tensors: dict[str, Tensor]) -> None:
-        """Copy. What happens to the tensors afterwards does not reach the copy."""
-        key = [(name, x.shape, x.dtype) for name, x in tensors.items()]
-        if key != self._key:
+        """Copy. What happens to the tensors afterwards does not reach the copy. The same dictionary given again holds
+        the same tensors, with other numbers in them."""
+        if tensors is not self._tensors:
             self._lay_out(tensors)
-            self._key = key
+            self._tensors = tensors
         torch._foreach_copy_(self._views, list(tensors.values()), non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()

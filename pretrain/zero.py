@@ -50,6 +50,7 @@ class Engine:
         }
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self.optimizer = optimizer
+        self._numbers: dict[str, Tensor] | None = None
         if stage == 0 and dist.get_world_size() == 1:
             self.deepspeed.enable_backward_allreduce = False  # it would copy all gradients to and fro, with no other
         # DeepSpeed's scalers look for overflows in the gradients of one rank alone. Ours asks for the norm of all.
@@ -78,7 +79,8 @@ class Engine:
         self.deepspeed.backward(loss if self.stage or not self.loss_scale else loss * self.loss_scale)
 
     def step(self, lr: float) -> Tensor:
-        """Move the weights; the norm of all gradients before clipping. Where it is not finite, no rank moves."""
+        """Move the weights; the norm of all gradients before clipping. Where it is not finite, no rank moves. In fp16
+        that is how the loss scale is found, and counts as 0."""
         assert self._parts == self.accumulate, f"{self._parts} parts of {self.accumulate} came before the step"
         self._parts = 0
         for group in self.optimizer.param_groups:
@@ -90,16 +92,20 @@ class Engine:
         else:
             self.deepspeed.step()
             norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), dtype=torch.float32)
-        if self.loss_scale:
-            self._adapt_loss_scale(math.isfinite(norm.item()))
+        if self.loss_scale and self._overflowed(norm):
+            return torch.zeros_like(norm)
         return norm
 
-    def _adapt_loss_scale(self, good: bool) -> None:
+    def _overflowed(self, norm: Tensor) -> bool:
+        """Whether a step was lost to a loss scale that is too large, which adapts it."""
+        good = math.isfinite(norm.item())
         self.steps_since_overflow = self.steps_since_overflow + 1 if good else 0
-        if not good:
-            self._set_loss_scale(max(1.0, self.loss_scale / 2))
-        elif self.steps_since_overflow % STEPS_TO_DOUBLE == 0:
+        if not good and self.loss_scale > 1:
+            self._set_loss_scale(self.loss_scale / 2)
+            return True
+        if good and self.steps_since_overflow % STEPS_TO_DOUBLE == 0:
             self._set_loss_scale(min(LARGEST_LOSS_SCALE, self.loss_scale * 2))
+        return False
 
     def _set_loss_scale(self, scale: float) -> None:
         self.loss_scale = scale
@@ -107,8 +113,14 @@ class Engine:
             self.deepspeed.optimizer.override_loss_scale(scale)
 
     def numbers(self) -> dict[str, Tensor]:
-        """What this rank writes into a checkpoint, as `pieces.numbers_to_save`."""
-        return numbers_to_save(self.deepspeed, dist.get_rank(), dist.get_world_size())
+        """What this rank writes into a checkpoint, as `pieces.numbers_to_save`. The tensors stay where they are from
+        the first step on, so they are looked up once."""
+        if self._numbers is None:
+            numbers = numbers_to_save(self.deepspeed, dist.get_rank(), dist.get_world_size())
+            if self.deepspeed.global_steps == 0:
+                return numbers  # there are no moments yet
+            self._numbers = numbers
+        return self._numbers
 
     def state(self) -> dict:
         """What of a checkpoint is not a tensor: shapes of the parameters, and the loss scale."""
@@ -118,6 +130,7 @@ class Engine:
     def restore(self, moments: dict[str, Tensor], state: dict) -> None:
         """Go on from a checkpoint whose weights the model had when the engine was made. Raises CheckpointError."""
         restore_moments(self.deepspeed, moments)
+        self._numbers = None
         if self.loss_scale and state.get("loss_scale"):
             self.steps_since_overflow = state["steps_since_overflow"]
             self._set_loss_scale(state["loss_scale"])

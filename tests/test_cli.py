@@ -20,7 +20,7 @@ from affekt.data.errors import AffektError, CheckpointError, DataError, HealthEr
 from affekt.progress import progress
 
 EXPERIMENTS = sorted(path.name for path in resources.files("affekt.launch").iterdir() if path.name.endswith(".yaml"))
-COMMANDS = ["synth", "import", "prepare", "inspect", "pretrain", "export", "probe", "demo"]
+COMMANDS = ["synth", "import", "prepare", "inspect", "pretrain", "launch", "plan", "export", "probe", "demo"]
 
 
 README = Path(__file__).resolve().parents[1] / "README.md"

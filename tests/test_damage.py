@@ -19,6 +19,7 @@ from affekt.data import samples
 from affekt.data.accounting import Accounting
 from affekt.data.decode import Window
 from affekt.data.errors import DataError
+from affekt.data.inspect.look import check_shard
 from affekt.data.loader import eval_loader, train_loader
 from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
@@ -102,6 +103,7 @@ def test_damage_is_detected_and_costs_the_clips_it_touches(whole, views, folder,
         except DataError as error:
             assert str(path) in str(error)
             detected += 1
+        assert "checksum differs" in check_shard(path, running.header["shards"][0])  # as `inspect --verify` does
         found, skipped = delivered(running)
         untouched = {
             sample.id

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import soundfile
 
 from affekt.data.errors import DataError, SettingsError
+from affekt.data.inspect.corpus import inspect
 from affekt.data.prepare import PrepareSettings, prepare
 from affekt.data.shards import ShardIndex
 
@@ -151,6 +153,31 @@ def test_other_settings_or_another_source_are_refused_and_replaced_on_demand(voi
     index = ShardIndex.open(out)
     assert len(index.samples) == 10 and index.header["size"] == 48
     assert sorted(path.name for path in out.glob("shard-*")) == [f"shard-00000{k}.tar" for k in range(3)]
+
+
+def test_a_finished_folder_that_was_damaged_is_made_again_on_demand(voices, straight, tmp_path):
+    """Its shards or its index; the same command alone changes nothing, because a copy may be better."""
+    for victim in ("shard-000001.tar", "index.safetensors"):
+        out = Path(shutil.copytree(straight, tmp_path / victim))
+        os.truncate(out / victim, 700)
+        before = digests(out)
+        with pytest.raises(DataError, match=f"{victim}: .*; --overwrite makes all of it again"):
+            prepare(voices, out, settings(clips_per_shard=3), workers=1)
+        assert digests(out) == before
+        prepare(voices, out, settings(clips_per_shard=3), workers=1, overwrite=True)
+        assert digests(out) == digests(straight)
+
+
+def test_a_folder_may_look_like_a_url_and_a_url_is_no_folder(voices, straight, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(voices, "voices:v2", settings(clips_per_shard=3), workers=1)
+    assert digests(Path("voices:v2")) == digests(straight)
+    for url in ("http://127.0.0.1/out", Path("s3://bucket/out")):
+        with pytest.raises(SettingsError, match="are written into a folder of this machine"):
+            prepare(voices, url, settings(), workers=1)
+        with pytest.raises(SettingsError, match="are inspected in a folder of this machine"):
+            inspect(url)
+    assert [path.name for path in tmp_path.iterdir()] == ["voices:v2"]
 
 
 def test_a_folder_of_other_things_is_never_touched(voices, tmp_path):

@@ -253,6 +253,8 @@ engine = Engine(model, torch.optim.SGD(model.parameters(), lr=0, fused=True), 1,
 engine.backward(engine(torch.full((1, 1), 100.0)).sum())
 engine.step(0.01)
 print("moved by", before - model.weight.item())
+engine.backward(engine(torch.full((1, 1), float("inf"))).sum())
+assert not engine.step(0.01).isfinite() and model.weight.isfinite().all()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert float(done.stdout.split("moved by")[-1]) == pytest.approx(0.01 * 100, rel=1e-4), done.stderr

@@ -167,38 +167,6 @@ def test_batches_from_a_file_url(index):
         assert_same(mine, theirs)
 
 
-def test_batches_from_a_server_that_speaks_s3(index, monkeypatch):
-    pytest.importorskip("moto", reason="needs moto[s3], a server that speaks S3")
-    pytest.importorskip("s3fs", reason="needs s3fs")
-    import fsspec
-    from moto.server import ThreadedMotoServer
-
-    s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    s3.start()
-    try:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*s3.get_host_and_port()))
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "of-nobody")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.setattr(remote, "PIECE", 5000)  # several requests for a shard
-        bucket = fsspec.filesystem("s3")
-        bucket.mkdir("corpus")
-        for path in index.root.iterdir():
-            bucket.pipe_file(f"corpus/talks/{path.name}", path.read_bytes())
-        there = ShardIndex.open("s3://corpus/talks/")
-        for mine, theirs in zip(batches(there), batches(index)):
-            assert_same(mine, theirs)
-
-        monkeypatch.setenv("AFFEKT_CACHE", os.environ["AFFEKT_CACHE"] + "2")
-        bucket.rm_file(f"corpus/talks/{names(index)[2]}")
-        with pytest.raises(DataError, match=rf"s3://corpus/talks/{names(index)[2]}: cannot be fetched: FileNotFound"):
-            read_all(ShardIndex.open("s3://corpus/talks"))
-        with pytest.raises(DataError, match=r"s3://nowhere/index\.safetensors: cannot be fetched"):
-            ShardIndex.open("s3://nowhere")
-    finally:
-        s3.stop()
-
-
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("faults", [[500, 503, 429], ["late cut"], ["cut", 500, "cut"], ["wrong"], ["slow"]], ids=str)
 def test_passing_faults_are_overcome(index, server, monkeypatch, faults, ranges):
@@ -487,6 +455,7 @@ def test_folders_stay_folders(tmp_path):
         assert locate(folder) == Path(folder)
     assert str(locate("gs://bucket/a/") / "b") == "gs://bucket/a/b"
     assert isinstance(locate("file:///x"), RemoteFolder)
+    assert locate(Path("a:b")) == locate(Path("./a:b")) == Path("a:b")  # also in a worker, which gets the Path
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):

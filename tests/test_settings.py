@@ -143,3 +143,17 @@ def test_every_shipped_experiment_is_explained_line_by_line():
     text = settings.explained()
     assert yaml.safe_load(text) == settings.model_dump(mode="json")
     assert re.search(r"^  contrast_negatives: local   # .*published: local$", text, re.M)
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("optimiser.warmup_steps=true", "run.yaml: optimiser: warmup_steps is true, which is no value of it"),
+        ("fine.learning_rate=false", "fine: learning_rate is false"),
+        ("optimiser.learning_rate=.inf", "optimiser.learning_rate: .*finite number"),
+        ("optimiser.learning_rate=.nan", "optimiser.learning_rate: "),
+    ],
+)
+def test_truth_and_infinity_are_no_numbers(tmp_path, override, told):
+    with pytest.raises(SettingsError, match=told):
+        Run.read(written(tmp_path, "name: a"), [override])

@@ -105,6 +105,8 @@ def test_columns_that_contradict_each_other_are_refused(tmp_path):
     columns = safetensors.numpy.load_file(tmp_path / "index.safetensors")
     for name, values, told in (
         ("member_offset", columns["member_offset"] + 10**6, "clip a lies outside its shard"),
+        ("member_size", np.full_like(columns["member_size"], 2**63 - 1), "clip a lies outside its shard"),
+        ("frames", np.full_like(columns["frames"], 2**31 - 1), "another number of pictures"),
         ("shard", columns["shard"] + 5, "shard 6 of 2"),
         ("text_end", columns["text_end"][::-1].copy(), "text_end"),
         ("frame_end", columns["frame_end"] + 1, "frame_end"),

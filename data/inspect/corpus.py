@@ -18,6 +18,7 @@ from affekt.data.inspect.traces import PICTURE_ROW, SOUND_ROW, TraceFile, pictur
 from affekt.data.machine import available_cores, run_in_processes
 from affekt.data.order import raw
 from affekt.data.prepare_folder import QUARANTINE
+from affekt.data.remote import refuse_url
 from affekt.data.samples import Sample
 from affekt.data.shards import ShardIndex
 
@@ -59,6 +60,7 @@ def inspect(
     damage, and speakers or recordings that stand on several sides of the split. Raises DataError when the index cannot
     be opened, SettingsError for a label that no clip has.
     """
+    refuse_url(folder, "shards are inspected in a folder of this machine; copy them here first")
     index = ShardIndex.open(folder)
     samples = index.samples
     known = sorted({key for sample in samples for key in sample.meta})

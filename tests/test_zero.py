@@ -1,0 +1,52 @@
+"""ZeRO and precision: the same losses as plain PyTorch, and checkpoints that fit each other."""
+
+import pytest
+
+from affekt.data.errors import SettingsError
+from affekt.pretrain.settings import PretrainSettings
+from benchmarks.engine import largest_differences
+from benchmarks.faults import rows_resume, rows_world
+from benchmarks.faults.rig import MODEL, Rig, metrics
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory) -> Rig:
+    return Rig(tmp_path_factory.mktemp("zero"), seed=0)
+
+
+def test_every_stage_trains_as_plain_pytorch(rig):
+    found = largest_differences(rig, worlds=(2,), steps=8)[2]
+    assert set(found) == {0, 1, 2, 3} and max(found.values()) <= 1e-5, found
+
+
+def test_one_checkpoint_goes_through_every_stage_and_exports_to_the_same_bytes(rig):
+    passed, cases, _ = rows_world.every_stage(rig, 4)
+    assert passed == cases == 4
+
+
+def test_a_run_goes_on_with_other_processes_and_stages(rig):
+    [(same_clips, difference)] = rows_world.other_worlds(rig, 1, steps=9)
+    assert same_clips and difference <= 1e-5
+
+
+def test_a_run_in_fp16_goes_on_with_its_loss_scale(rig):
+    settings = ("train.precision=fp16", "train.zero_stage=1")
+    out = rig.new()
+    rows_resume.stop_after(rig, out, 2, *settings)
+    rig.finish(out, *settings)
+    assert metrics(out) == metrics(rig.straight(*settings))
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        ({"offload": "optimizer"}, "train.offload=optimizer needs train.zero_stage=1"),
+        ({"offload": "parameters", "zero_stage": 2}, "needs train.zero_stage=3"),
+        ({"keep_every": 3, "checkpoint_every": 2}, "no multiple"),
+        ({"zero_stage": 4}, "train.zero_stage"),
+    ],
+)
+def test_settings_that_cannot_work_are_told(train, told):
+    given = {"out": "run", "model": MODEL, "data": {"shards": "x"}, "train": {"steps": 1, **train}}
+    with pytest.raises(SettingsError, match=told):
+        PretrainSettings.parse(given)
