@@ -263,8 +263,6 @@ def pretrain(
 
 app.command()(launch)
 app.command()(plan)
-
-
 app.command()(runs)
 app.command()(compare)
 
@@ -288,10 +286,11 @@ def probe(
     config: Config, overrides: Overrides = None, print_config: PrintConfig = False, as_json: AsJson = False
 ) -> None:
     """Measure what frozen features are worth, beside untrained encoders and plain statistics; writes report.html."""
+    path = find_experiment(config)
     from affekt.finetune.probe import ProbeSettings
     from affekt.finetune.probe import probe as measure
 
-    settings = ProbeSettings.read(find_experiment(config), overrides or [])
+    settings = ProbeSettings.read(path, overrides or [])
     if print_config:
         print(settings.explained(), end="")
         return

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from affekt.arguments import AsJson
 from affekt.data.errors import SettingsError
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 STATE_COLOURS = {"running": "green", "finished": "default", "failed": "red"}
 
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from affekt.data.transforms import Inputs
 from affekt.pretrain.flops import encoding_flops, peak_flops, training_flops
+from affekt.pretrain.footprint import flops_per_clip
 from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
 from affekt.pretrain.masks import random_mask, tube_mask
 from affekt.pretrain.meters import (
@@ -144,6 +145,7 @@ def test_flops_are_those_that_torch_counts(streams):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(inputs, *masks)["loss"].backward()
     assert training_flops(settings) == counter.get_total_flops()
+    assert training_flops(settings) == flops_per_clip(settings)[1]  # which `affekt plan` counts
     assert encoding_flops(settings) > 0
     before = torch.get_rng_state()
     training_flops(settings)
