@@ -19,7 +19,8 @@ from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.machine import available_cores
 from affekt.launching import launch
 from affekt.planning import plan
-from affekt.progress import Report, progress
+from affekt.progress import Report, progress, training
+from affekt.watching import compare, runs
 
 app = typer.Typer(
     help="Learn what people express from video with sound, without labels, and measure what was learned.",
@@ -249,8 +250,8 @@ def pretrain(
         return
     from affekt.pretrain.loop import pretrain as train
 
-    with progress("pretrain", "steps", quiet=as_json, lines=False) as report:
-        run = train(settings, resume, tuple(allow_change or ()), lambda step, total, values: report(step, total))
+    with training(quiet=as_json) as show:
+        run = train(settings, resume, tuple(allow_change or ()), show)
     if int(os.environ.get("RANK", 0)) == 0:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         answer(as_json, {"run": str(run), **summary}, f"trained; next: affekt export {run} {run / 'export'}")
@@ -262,6 +263,8 @@ def pretrain(
 
 app.command()(launch)
 app.command()(plan)
+app.command()(runs)
+app.command()(compare)
 
 
 @app.command()

@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -56,6 +58,38 @@ def _bar(label: str, unit: str) -> Iterator[Report]:
     finally:
         if first:
             bar.stop()
+
+
+@contextmanager
+def training(*, quiet: bool = False) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+    """Yields `show(step, total, row)`: on a terminal a bar with the figures of the last logged step below it, elsewhere
+    nothing, because a run writes lines of its own."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda step, total, row: None
+        return
+    from affekt.pretrain.log import told
+
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    task = bar.add_task("pretrain", total=None, left="")
+    live = Live(console=Console(stderr=True), refresh_per_second=4)
+
+    def show(step: int, total: int, row: dict[str, float]) -> None:
+        if not live.is_started:  # here and not before: of several processes only the one that reports shows anything
+            live.start()
+        bar.update(task, completed=step, total=total, left=f"{row['time_left_s'] / 60:.1f} min left")
+        live.update(Group(bar, Text(told(row))))
+
+    try:
+        yield show
+    finally:
+        if live.is_started:
+            live.stop()
 
 
 def _lines(label: str, unit: str) -> Report:

@@ -1,9 +1,14 @@
-"""The report's page: its style and the few pieces of HTML it is made of. No scripts, no files beside it."""
+"""The pages that affekt writes: their style and the few pieces of HTML they are made of. No scripts, nothing beside."""
 
 import base64
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from string import Template
+
+import cv2
+import numpy as np
+import simplejpeg
 
 # One colour per kind of features, the same in every chart, chosen to keep their contrast on both grounds and to differ
 # in lightness too, for readers who do not tell the hues apart.
@@ -103,7 +108,8 @@ footer { margin-top: 56px; padding-top: 18px; border-top: 1px solid var(--line);
   .card { padding: 16px; } .tile b { font-size: 34px; } .dots { display: block; font-size: 14px; }
   .dots .row { display: grid; grid-template: "name value" "track track" / 1fr max-content; }
   .dots .track, .dots .axis { grid-area: track; margin-right: 8px; } }
-@media print { body { background: #fff; } .card { break-inside: avoid; } }
+@media print { body { background: #fff; } .card { break-inside: avoid; } h2 { break-after: avoid; }
+  details::details-content { content-visibility: visible; block-size: auto; } pre { white-space: pre-wrap; } }
 """
 
 PAGE = Template("""<!doctype html>
@@ -154,3 +160,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | Non
 
 def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def picture_uri(image: np.ndarray, quality: int = 88) -> str:
+    """A picture `(H, W, 3)` uint8 as a JPEG data URI."""
+    return data_uri(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality), "image/jpeg")
+
+
+def file_uri(path: Path) -> str | None:
+    """A picture file as a JPEG data URI, at a tenth of the bytes of a PNG; None for one that cannot be read."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    return None if pixels is None else picture_uri(pixels[..., ::-1])

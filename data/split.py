@@ -10,6 +10,22 @@ from affekt.data.order import raw
 from affekt.data.shards import ShardIndex
 
 
+def labelled_clips(index: ShardIndex, label: str, group: str) -> list[int]:
+    """Positions of the clips that have the label; SettingsError when none has, or one of them has no group."""
+    rows = list(index.samples.rows())
+    labelled = [p for p, row in enumerate(rows) if row["meta"].get(label) not in (None, "")]
+    if not labelled:
+        fields = sorted({key for row in rows for key in row["meta"]})
+        raise SettingsError(f"{index.root}: no clip has the field `{label}`; fields there: {', '.join(fields)}")
+    nameless = [rows[p]["id"] for p in labelled if group != "id" and not rows[p]["meta"].get(group)]
+    if nameless:
+        raise SettingsError(
+            f"{len(nameless)} labelled clips have no {group}, first {nameless[0]}: a split by {group} cannot be"
+            f" checked; add the column `{group}` to the manifest or say `group: id`"
+        )
+    return labelled
+
+
 def where(index: ShardIndex, conditions: dict[str, Sequence[str] | str]) -> list[int]:
     """Positions of the clips whose metadata field has one of the allowed values, for every condition.
 
@@ -39,7 +55,7 @@ def group_fraction(
     """
     groups: dict[str, list[int]] = {}
     for position in positions:
-        groups.setdefault(_group_of(index, position, group), []).append(position)
+        groups.setdefault(group_of(index, position, group), []).append(position)
     names = sorted(groups)
     order = [names[i] for i in np.argsort(raw(len(names), seed, "groups"), kind="stable")]
     held: list[int] = []
@@ -57,7 +73,7 @@ def assert_disjoint(index: ShardIndex, a: Sequence[int], b: Sequence[int], field
     """Raises SettingsError naming what both sides share: no speaker (or id, session...) may stand on two of them."""
     if not a or not b:
         return
-    sides = [{_group_of(index, position, field) for position in side} for side in (a, b)]
+    sides = [{group_of(index, position, field) for position in side} for side in (a, b)]
     shared = sorted(sides[0] & sides[1])
     if shared:
         more = f" and {len(shared) - 10} more" if len(shared) > 10 else ""
@@ -77,7 +93,8 @@ def assert_no_shared_source(index: ShardIndex, a: Sequence[int], b: Sequence[int
         )
 
 
-def _group_of(index: ShardIndex, position: int, field: str) -> str:
+def group_of(index: ShardIndex, position: int, field: str) -> str:
+    """A clip's value of a metadata field, or its `id`. Raises SettingsError when it has none."""
     row = index.samples.row(position)
     value = _value(row, field)
     if value is None:

@@ -1,16 +1,14 @@
 """An impression of the clips behind a report: faces, spectrograms and sounds, as data URIs inside the page."""
 
 from html import escape
-from pathlib import Path
 from typing import Any
 
-import matplotlib.image
+import matplotlib
 import numpy as np
-import simplejpeg
 import torch
 
 from affekt.data.decode import Window, decode_window
-from affekt.data.page import card, data_uri, grid
+from affekt.data.page import card, data_uri, grid, picture_uri
 from affekt.data.samples import Sample
 from affekt.data.shards import ShardIndex
 from affekt.data.transforms import log_mel
@@ -65,19 +63,6 @@ def sound(corpus: ShardIndex, sample: Sample) -> str:
     picture = picture_uri(spectrogram(view.audio[: view.audio_valid]))
     player = f'<audio controls preload="none" src="{data_uri(corpus.read(sample, "flac"), "audio/flac")}"></audio>'
     return f'<img class="sound" alt="spectrogram" title="{escape(sample.id)}" src="{picture}">{player}'
-
-
-def picture_uri(image: np.ndarray, quality: int = 88) -> str:
-    """A picture `(H, W, 3)` uint8 as a JPEG data URI."""
-    return data_uri(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality), "image/jpeg")
-
-
-def file_uri(path: Path) -> str:
-    """A picture file as a JPEG data URI, at a tenth of the bytes of a PNG."""
-    pixels = matplotlib.image.imread(path)
-    if pixels.dtype != np.uint8:  # PNG is read as 0..1
-        pixels = (pixels * 255).round().astype(np.uint8)
-    return picture_uri(pixels[..., :3])
 
 
 def spectrogram(waveform: np.ndarray, mel_bins: int = 96) -> np.ndarray:

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import yaml
 
+from affekt.data.charts import Line, line_chart
 from affekt.data.files import write_text
 from affekt.data.page import card, grid, page, section, table
 from affekt.data.shards import ShardIndex
-from affekt.finetune.gallery import file_uri, gallery
-from affekt.finetune.plots import Line, confusion, dot_plot, key, line_chart, smooth
+from affekt.finetune.gallery import gallery
+from affekt.finetune.plots import confusion, dot_plot, key
 from affekt.finetune.results import STREAM_NAMES, find_row, percent, row_name
+from affekt.pretrain.curves import LEARNING, curve_cards, picture_cards
 from affekt.pretrain.log import read_metrics
 
 SENSES = {"audio": "sound alone", "video": "picture alone", "both": "picture and sound together"}
@@ -145,33 +147,11 @@ def _training(run: Path | None) -> list[str]:
     """Curves of `metrics.jsonl` and the first and last reconstruction picture of a run, as far as they are there."""
     if run is None:
         return []
-    run = Path(run)
+    charts = curve_cards(LEARNING, {"": read_metrics(Path(run) / "metrics.jsonl")})
     parts = []
-    metrics = run / "metrics.jsonl"
-    rows = read_metrics(metrics)
-    charts = []
-    for name, lines in {
-        "Reconstruction error": {"Picture": ("loss_video", "video"), "Sound": ("loss_audio", "audio")},
-        "Contrast between picture and sound": {"Contrast": ("loss_contrast", "both")},
-        "Learning rate": {"Rate": ("lr", "random")},
-        "Clips per second": {"Clips per second": ("clips_per_s", "statistics")},
-    }.items():
-        drawn = []
-        for label, (field, colour) in lines.items():
-            points = [(row["step"], row[field]) for row in rows if field in row]
-            if len(points) > 1:
-                x, y = zip(*points)
-                y = smooth(y, 1 if field == "lr" else max(1, len(y) // 40))
-                drawn.append(Line(label, x, y, f"var(--{colour})"))
-        if drawn:
-            charts.append(
-                card(line_chart(drawn, x_name="step", zero=name in ("Learning rate", "Clips per second")), title=name)
-            )
     if charts:
         parts += ["<p>Masked patches are predicted from the visible ones; no label is used.</p>", grid(charts, "two")]
-    pictures = sorted((run / "pictures").glob("*.png"))
-    shown = list(dict.fromkeys(pictures[:1] + pictures[-1:]))
-    cards = [card(f'<img class="picture" alt="" src="{file_uri(path)}">', title=_step_name(path)) for path in shown]
+    cards = picture_cards(Path(run))
     if cards:
         parts.append("<h3 style='margin-top:28px'>What it fills in</h3>" + grid(cards, "two"))
     return parts
@@ -302,8 +282,3 @@ def _bounds(interval: dict[str, Any]) -> str:
 def _cell(interval: dict[str, Any]) -> str:
     value, _, bounds = percent(interval).partition(" ")
     return f"{value}<small>{bounds}</small>"
-
-
-def _step_name(path: Path) -> str:
-    digits = path.stem.rpartition("-")[2]
-    return f"After step {int(digits):,}" if digits.isdigit() else path.stem

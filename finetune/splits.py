@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from affekt.data.errors import SettingsError
 from affekt.data.shards import ShardIndex
-from affekt.data.split import assert_disjoint, assert_no_shared_source, group_fraction, where
+from affekt.data.split import assert_disjoint, assert_no_shared_source, group_fraction, labelled_clips, where
 from affekt.finetune.menu import Task
 
 Selector = dict[str, float | int | str | list[str | int]]
@@ -46,21 +46,6 @@ def make_task(
         raise SettingsError(trouble)
     left_out = {"without_label": len(index.samples) - len(labelled), "not_selected": len(rest)}
     return positions, task, left_out
-
-
-def labelled_clips(index: ShardIndex, label: str, group: str) -> list[int]:
-    """Positions of the clips that have the label; SettingsError when none has, or one of them has no group."""
-    labelled = [p for p, sample in enumerate(index.samples) if sample.meta.get(label) not in (None, "")]
-    if not labelled:
-        fields = sorted({key for sample in index.samples for key in sample.meta})
-        raise SettingsError(f"{index.root}: no clip has the field `{label}`; fields there: {', '.join(fields)}")
-    nameless = [index.samples[p].id for p in labelled if group != "id" and not index.samples[p].meta.get(group)]
-    if nameless:
-        raise SettingsError(
-            f"{len(nameless)} labelled clips have no {group}, first {nameless[0]}: a split by {group} cannot be"
-            f" checked; add the column `{group}` to the manifest or say `group: id`"
-        )
-    return labelled
 
 
 def unlearnable(task: Task) -> str | None:

@@ -16,10 +16,18 @@ from affekt.pretrain.patches import mean_of_tokens
 class Encoder(nn.Module):
     """The encoders of a HiCMAE model together with the preprocessing they were trained on.
 
-    `window` says which frames and how much sound a view holds, `preprocess` turns a `Batch` into `Inputs`.
+    `window` says which frames and how much sound a view holds, `preprocess` turns a `Batch` into `Inputs`. With `model`
+    the encoders are that model's own, to look at while it learns; without, fresh ones.
     """
 
-    def __init__(self, settings: HiCMAESettings, window: Window, preprocess: Preprocess, prepare: dict[str, Any]):
+    def __init__(
+        self,
+        settings: HiCMAESettings,
+        window: Window,
+        preprocess: Preprocess,
+        prepare: dict[str, Any],
+        model: HiCMAE | None = None,
+    ):
         super().__init__()
         self.settings = settings
         self.window = window
@@ -27,7 +35,7 @@ class Encoder(nn.Module):
         self.prepare = prepare  # the settings of `affekt prepare` behind the training shards
         self.grid_video = settings.grid_video
         self.grid_audio = settings.grid_audio
-        for name, part in HiCMAE(settings).named_children():
+        for name, part in (model or HiCMAE(settings)).named_children():
             if not name.startswith(("decoder_", "projector_")):
                 self.add_module(name, part)
 
@@ -75,17 +83,16 @@ class Encoder(nn.Module):
         clips without the stream are NaN: they have no embedding.
         """
         inputs = self.preprocess(batch)
-        streams = self.streams
-        tokens = self.layers(inputs, streams)
+        streams = ("video", "audio") if self.streams == "both" else (self.streams,)
+        last = {stream: self.layers(inputs, stream)[f"{stream}_{self.settings.depth}"] for stream in streams}
         pooled = {}
-        if streams != "audio":
-            pooled["video"] = tokens[f"video_{self.settings.depth}"].mean(1)
+        if "video" in last:
+            pooled["video"] = last["video"].mean(1)
             pooled["video"][~inputs.has_video] = float("nan")
-        if streams != "video":
-            audio, valid = tokens[f"audio_{self.settings.depth}"], self.valid_audio_tokens(inputs)
-            pooled["audio"] = mean_of_tokens(audio, valid)
+        if "audio" in last:
+            pooled["audio"] = mean_of_tokens(last["audio"], self.valid_audio_tokens(inputs))
             pooled["audio"][~inputs.has_audio] = float("nan")
         embeddings = {name: nn.functional.normalize(x.float(), dim=-1) for name, x in pooled.items()}
-        if streams == "both":
+        if len(streams) == 2:
             embeddings["both"] = torch.cat((embeddings["video"], embeddings["audio"]), -1) / 2**0.5
         return embeddings

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,29 +16,31 @@ from affekt.data.files import write_text
 from affekt.data.loader import train_loader
 from affekt.data.mixture import changed_corpora, fingerprints
 from affekt.data.transforms import Preprocess
+from affekt.pretrain.boards import require_wandb
 from affekt.pretrain.checkpoint import complete_checkpoints, read_checkpoint
 from affekt.pretrain.engine import Stopwatch, agree, choose_matmul_precision, resolve_precision, start_processes
 from affekt.pretrain.export import start_from
 from affekt.pretrain.feed import Feed, together
 from affekt.pretrain.guard import GoBack, Guard
 from affekt.pretrain.hicmae import HiCMAE
-from affekt.pretrain.log import RunLog, say
+from affekt.pretrain.log import Progress, RunLog, say
 from affekt.pretrain.means import add_taken, mean_taken
 from affekt.pretrain.mixture import notes, open_corpora
+from affekt.pretrain.online import OnlineProbe
 from affekt.pretrain.optim import create_optimizer, lr_at
 from affekt.pretrain.parts import in_parts
 from affekt.pretrain.pictures import reconstruction_picture
 from affekt.pretrain.replay import write_dump
 from affekt.pretrain.replicas import check_replicas
+from affekt.pretrain.report import failure_noted, try_report
 from affekt.pretrain.run_folder import claim_run, open_run
 from affekt.pretrain.saver import Saver
 from affekt.pretrain.seen import SEEN_FILE, merged, seen_data, stamped, with_seen_before
 from affekt.pretrain.settings import PretrainSettings, refuse_changes
 from affekt.pretrain.signals import Leave
+from affekt.pretrain.vitals import Vitals
 from affekt.pretrain.watchdog import Watchdog
 from affekt.pretrain.zero import Engine
-
-Progress = Callable[[int, int, dict[str, float]], None]
 
 
 def pretrain(
@@ -55,7 +56,7 @@ def pretrain(
     settings that may differ from those of the resumed run. Losses are logged as means over the steps since the last
     logged one. `progress(step, total, metrics)` is called on rank 0 at every logged step.
     """
-    with Leave() as leave:
+    with failure_noted(Path(settings.out)), Leave() as leave:
         processes = start_processes()
         with Watchdog(Path(settings.out) / "health", *processes[:2], settings.train.watchdog_s) as watchdog:
             back = None
@@ -85,6 +86,8 @@ def _train(
     choose_matmul_precision()
     torch.manual_seed(train.seed)
 
+    if train.wandb:
+        together(require_wandb)
     if rank == 0 and s.without_effect:
         say(f"model.streams={s.streams}: without effect are {', '.join(s.without_effect)}")
     data = settings.data
@@ -132,6 +135,10 @@ def _train(
     agree(_digest(settings.to_yaml(), fingerprints(corpora), start_step), "settings, data or start step")
 
     window = Window(num_frames=s.num_frames, frame_stride=data.frame_stride, mel_frames=s.mel_frames)
+    probe = None
+    if train.probe.shards:
+        how = (window, preprocess, precision, train.global_batch)
+        probe = together(lambda: OnlineProbe(train.probe, model, corpora, *how))
     loader = train_loader(
         corpora,
         window,
@@ -170,12 +177,14 @@ def _train(
     if compiled and train.zero_stage == 3:
         engine.compile()
     saver = Saver(run / "checkpoints", train.keep_last, train.keep_every, train.on_failed_save)
-    log = RunLog(run, start_step) if rank == 0 else None
+    vitals = Vitals(s, device, precision, world_size) if rank == 0 else None
+    log = RunLog(run, start_step, settings, progress) if rank == 0 else None
     if rank == 0:
         write_text(run / "settings.yaml", settings.to_yaml())
         write_text(run / SEEN_FILE, json.dumps(stamped(seen), ensure_ascii=False))
-        log.start(settings, model, world_size, str(device), precision, total_steps)
-        for line in notes(corpora, window, loader.shares, s.contrast_exclude == "speaker"):
+        log.start(model, world_size, str(device), precision, total_steps)
+        lines = [vitals.note, *notes(corpora, window, loader.shares, s.contrast_exclude == "speaker")]
+        for line in lines + (probe.notes(seen) if probe else []):
             say(line)
 
     model.train()
@@ -269,9 +278,13 @@ def _train(
                     "data_wait": waited / seconds,
                 }
                 if log:
-                    log.step(done, values)
-                    if progress:
-                        progress(done, total_steps, values)
+                    log.step(done, values | vitals.read(values["clips_per_s"]))
+            if probe and probe.due(done, total_steps):
+                watchdog.beat(step, "probe")
+                with watch.paused():
+                    found = probe.measure()  # every rank embeds its share of the clips
+                    if log:
+                        log.probe(done, found)
             # At stage 3 a forward pass needs all ranks, each of which has a share of every weight.
             if (log or train.zero_stage == 3) and (done % train.picture_every == 0 or done == total_steps):
                 watchdog.beat(step, "picture")
@@ -292,11 +305,13 @@ def _train(
     summed = accounting.summed_over_ranks()
     if log:
         log.finish(summed.to_dict(), guard.actions, stopped_at)
-        lock.close()
     engine.close()
     if stopped_at is not None:
         raise leave.stopped(f"at step {done} of {total_steps}")
     accounting.check(data.skip_budget, finished=True)
+    if log:
+        try_report(run)
+        lock.close()
     return run
 
 

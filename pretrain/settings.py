@@ -8,9 +8,11 @@ from pydantic import Field, model_validator
 from affekt.data.errors import SettingsError
 from affekt.data.loader import Augment
 from affekt.data.settings import Settings
+from affekt.pretrain.boards import Wandb
 from affekt.pretrain.engine import Precision
 from affekt.pretrain.guard import GuardSettings
 from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.online import OnlineProbeSettings
 from affekt.pretrain.optim import OptimSettings
 from affekt.pretrain.registry import SIZES, list_models
 from affekt.pretrain.writing import OnFailure
@@ -124,6 +126,8 @@ class TrainSettings(Settings):
     keep_last: int = Field(2, ge=1, description="checkpoints; older ones are removed")
     keep_every: int | None = Field(None, ge=1, description="keep also those of every n-th step")
     on_failed_save: OnFailure = Field("continue", description="or stop; an older checkpoint stays in both cases")
+    probe: OnlineProbeSettings = Field(OnlineProbeSettings(), description="of labelled clips, while the run goes on")
+    wandb: Wandb | None = Field(None, description="offline (in the run's folder) or online; null: not at all")
 
     @model_validator(mode="after")
     def _check(self) -> "TrainSettings":
@@ -180,6 +184,7 @@ class PretrainSettings(Settings):
     def changes_from(self, old: "PretrainSettings") -> dict[str, tuple[Any, Any]]:
         """`{key: (old, new)}` of every setting that decides the result; folders, logging and workers do not."""
         free = ("out", "data.shards", "data.workers", "train.log_every", "train.picture_every", "train.threads")
+        free += ("train.wandb",)
         free += ("train.checkpoint_every", "train.keep_last", "train.activation_checkpointing", "train.compile")
         free += ("train.watchdog_s", "train.replicas_every")
         free += ("train.accumulate", "train.zero_stage", "train.offload", "train.keep_every", "train.on_failed_save")
@@ -188,7 +193,7 @@ class PretrainSettings(Settings):
         return {
             key: (before.get(key), after.get(key))
             for key in sorted(before | after)
-            if before.get(key) != after.get(key) and key not in free
+            if before.get(key) != after.get(key) and key not in free and not key.startswith("train.probe.")
         }
 
     def check_keys(self, keys: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from affekt.data.errors import SettingsError
 from affekt.data.shard_writer import ShardWriter
 from affekt.pretrain.checkpoint import read_checkpoint
 from affekt.pretrain.export import export
+from affekt.pretrain.log import TIMINGS
 from affekt.pretrain.mixture import open_corpora
 from affekt.pretrain.settings import PretrainSettings
 
@@ -71,7 +72,7 @@ def run(config: Path, *arguments: str, ranks: int = 1, expect: int = 0) -> str:
 
 def metrics(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("clips_per_s", "data_wait", "time_s")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

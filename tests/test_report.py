@@ -9,8 +9,8 @@ import matplotlib
 import numpy as np
 import pytest
 
+from affekt.data.charts import Line, line_chart, nice_ticks, smooth, x_ticks
 from affekt.finetune.gallery import spectrogram, spread
-from affekt.finetune.plots import Line, line_chart, nice_ticks, smooth, x_ticks
 from affekt.finetune.report import write_report
 
 matplotlib.use("Agg")
