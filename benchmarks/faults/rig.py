@@ -15,13 +15,13 @@ import numpy as np
 import torch
 import yaml
 
+from affekt.pretrain.log import TIMINGS
 from benchmarks.faults import child
 from benchmarks.faults.child import Fault
 
 MODEL = {"name": "hicmae_nano", "embed_dim": 48, "depth": 2, "taps": [1, 2], "decoder_embed_dim": 32, "img_size": 32}
 CLIPS, BATCH = 24, 8  # three steps are an epoch
 STEPS, SAVE_EVERY = 8, 2
-TIMES = ("clips_per_s", "data_wait", "time_s")  # what differs between equal runs
 DEADLINE = 300  # seconds, for a machine that does much else
 GRACE = 10  # seconds that a rank has to end by itself after another was killed
 
@@ -143,7 +143,7 @@ def differences(run: Path, straight: Path) -> list[str]:
 
 def metrics(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
 
 
 def ledger(run: Path) -> str:
