@@ -54,6 +54,10 @@ class Batch:
         frames = (self.audio_valid - FRAME_LENGTH).div(FRAME_SHIFT, rounding_mode="floor") + 1
         return frames.clamp(0, mel_frames)
 
+    def facts(self) -> "Batch":
+        """All but pictures and sound, in memory of its own: to keep when a loader wants its memory back."""
+        return replace(self, video=None, audio=None)._each(Tensor.clone)
+
     def parts(self, count: int) -> list["Batch"]:
         """Its rows in `count` batches of the same size; views of one clip stay together. `skipped` is left behind."""
         rows = len(self.ids) // count

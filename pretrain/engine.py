@@ -1,5 +1,6 @@
 """How processes start, find each other and keep time: one or several, CPU or GPU."""
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -68,6 +69,11 @@ def choose_matmul_precision() -> str:
     if ((a @ b - exact).abs().max() / exact.abs().max()).item() >= EXACT_MATMUL:
         torch.set_float32_matmul_precision("highest")
     return torch.get_float32_matmul_precision()
+
+
+def digest(*values: object) -> str:
+    """Stands for values that ranks, or a run and its checkpoint, have to have in common."""
+    return hashlib.sha256("\n".join(map(str, values)).encode()).hexdigest()[:16]
 
 
 def agree(value: str, what: str) -> None:

@@ -8,35 +8,28 @@ from pathlib import Path
 import torch
 
 from affekt import __version__
-from affekt.data.accounting import FIRST_CLIPS, Accounting
+from affekt.data.accounting import FIRST_CLIPS
 from affekt.data.batch import Batch
-from affekt.data.decode import Window
-from affekt.data.errors import CheckpointError, SettingsError
 from affekt.data.files import write_text
-from affekt.data.loader import train_loader
-from affekt.data.mixture import changed_corpora, fingerprints
-from affekt.data.transforms import Preprocess
-from affekt.pretrain.boards import require_wandb
-from affekt.pretrain.checkpoint import complete_checkpoints, read_checkpoint
-from affekt.pretrain.engine import Stopwatch, agree, choose_matmul_precision, resolve_precision, start_processes
-from affekt.pretrain.export import start_from
+from affekt.data.mixture import fingerprints
+from affekt.pretrain.checkpoint import complete_checkpoints
+from affekt.pretrain.engine import Stopwatch, digest, start_processes
 from affekt.pretrain.feed import Feed, together
 from affekt.pretrain.guard import GoBack, Guard
-from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import Progress, RunLog, say
 from affekt.pretrain.means import add_taken, mean_taken
-from affekt.pretrain.mixture import notes, open_corpora
-from affekt.pretrain.online import OnlineProbe
-from affekt.pretrain.optim import create_optimizer, lr_at
+from affekt.pretrain.mixture import notes
+from affekt.pretrain.optim import lr_at
 from affekt.pretrain.parts import in_parts
 from affekt.pretrain.pictures import reconstruction_picture
+from affekt.pretrain.ready import get_ready
 from affekt.pretrain.replay import write_dump
 from affekt.pretrain.replicas import check_replicas
 from affekt.pretrain.report import failure_noted, try_report
-from affekt.pretrain.run_folder import claim_run, open_run
+from affekt.pretrain.run_folder import claim_run
 from affekt.pretrain.saver import Saver
-from affekt.pretrain.seen import SEEN_FILE, merged, seen_data, stamped, with_seen_before
-from affekt.pretrain.settings import PretrainSettings, refuse_changes
+from affekt.pretrain.seen import SEEN_FILE, stamped
+from affekt.pretrain.settings import PretrainSettings
 from affekt.pretrain.signals import Leave
 from affekt.pretrain.vitals import Vitals
 from affekt.pretrain.watchdog import Watchdog
@@ -79,117 +72,41 @@ def _train(
     watchdog: Watchdog,
     back: GoBack | None,
 ) -> Path:
-    if settings.train.threads:
-        torch.set_num_threads(settings.train.threads)
-    s, train, run = settings.model, settings.train, Path(settings.out)
-    precision = resolve_precision(train.precision, device)
-    choose_matmul_precision()
-    torch.manual_seed(train.seed)
-
-    if train.wandb:
-        together(require_wandb)
-    if rank == 0 and s.without_effect:
-        say(f"model.streams={s.streams}: without effect are {', '.join(s.without_effect)}")
-    data = settings.data
-    corpora = together(lambda: open_corpora(settings))
-    epoch_views = (data.epoch_clips or sum(len(corpus.positions) for corpus in corpora)) * data.repeats
-    total_steps = train.steps or round(train.epochs * epoch_views / train.global_batch)
-    if not total_steps:
-        raise SettingsError(f"train.epochs {train.epochs} of {epoch_views} views of clips is less than one step")
-    model = HiCMAE(s).to(device)
-    model.set_grad_checkpointing(train.activation_checkpointing)
-    compiled = device.type == "cuda" if train.compile is None else train.compile
-    if compiled and train.zero_stage < 3:
-        model.compile(dynamic=False)  # shapes never change, but for the rare batch with a sound too short to mask
-    preprocess = Preprocess(img_size=s.img_size, mel_bins=s.mel_bins, mel_frames=s.mel_frames)
-    optimizer = create_optimizer(model, settings.optim)
-
-    start_step, accounting, state, moments = 0, Accounting(), {}, {}
-    checkpoint = back.checkpoint if back else open_run(run, resume)
-    if allow_change and not resume:
-        raise SettingsError("--allow-change says what may differ from the run that --resume goes on with; add --resume")
-    settings.check_keys(allow_change)
-    if checkpoint:
-        state, weights, moments = read_checkpoint(checkpoint)
-        refuse_changes(
-            settings.changes_from(PretrainSettings.parse_saved(state["settings"], str(checkpoint))), allow_change
-        )
-        changed, key = changed_corpora(state["data"], corpora), "data.mixture" if data.mixture else "data.shards"
-        if changed and key not in allow_change:
-            raise SettingsError(
-                f"{', '.join(changed)}: not the shards that {checkpoint} was trained on "
-                f"(--allow-change {key} goes on with these)"
-            )
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:  # names or shapes differ, after --allow-change of a setting of the model
-            raise CheckpointError(f"{checkpoint}: its weights do not fit the settings of the model: {error}") from error
-        if back:
-            state |= back.onwards(state)
-        start_step, accounting = state["step"], Accounting.from_dict(state["accounting"])
-    seen = seen_data(corpora)
-    if checkpoint:
-        seen = with_seen_before(seen, checkpoint)
-    elif settings.pretrained:
-        seen = merged(seen, start_from(model, settings.pretrained))
-    agree(_digest(settings.to_yaml(), fingerprints(corpora), start_step), "settings, data or start step")
-
-    window = Window(num_frames=s.num_frames, frame_stride=data.frame_stride, mel_frames=s.mel_frames)
-    probe = None
-    if train.probe.shards:
-        how = (window, preprocess, precision, train.global_batch)
-        probe = together(lambda: OnlineProbe(train.probe, model, corpora, *how))
-    loader = train_loader(
-        corpora,
-        window,
-        global_batch=train.global_batch,
-        rank=rank,
-        world_size=world_size,
-        seed=train.seed,
-        start_step=start_step,
-        total_steps=total_steps,
-        workers=data.workers,
-        streams=s.streams,
-        augment=data.augment,
-        epoch_clips=data.epoch_clips,
-        repeats=data.repeats,
-    )
-    if train.global_batch % (world_size * train.accumulate * data.repeats):
-        raise SettingsError(
-            f"train.global_batch {train.global_batch} is not divisible by {world_size} ranks x train.accumulate "
-            f"{train.accumulate} x data.repeats {data.repeats}"
-        )
+    s, data, train, run = settings.model, settings.data, settings.train, Path(settings.out)
+    ready = get_ready(settings, resume, allow_change, rank, world_size, device, back)
+    model, optimizer, preprocess, corpora = ready.model, ready.optimizer, ready.preprocess, ready.corpora
+    probe, accounting, start_step, total_steps = ready.probe, ready.accounting, ready.start_step, ready.total_steps
     lock = together(lambda: claim_run(run) if rank == 0 else None)
     watchdog.start()
     engine = Engine(
         model,
         optimizer,
         train.global_batch // (world_size * train.accumulate),
-        precision,
+        ready.precision,
         stage=train.zero_stage,
         offload=train.offload,
         accumulate=train.accumulate,
         clip=settings.optim.clip_grad,
     )
-    if checkpoint:
-        engine.restore(moments, state)
-        del weights, moments
-    if compiled and train.zero_stage == 3:
+    if ready.state:
+        engine.restore(ready.moments, ready.state)
+        ready.moments = {}  # as large as the optimiser
+    if ready.compiled and train.zero_stage == 3:
         engine.compile()
     saver = Saver(run / "checkpoints", train.keep_last, train.keep_every, train.on_failed_save)
-    vitals = Vitals(s, device, precision, world_size) if rank == 0 else None
+    vitals = Vitals(s, device, ready.precision, world_size) if rank == 0 else None
     log = RunLog(run, start_step, settings, progress) if rank == 0 else None
     if rank == 0:
         write_text(run / "settings.yaml", settings.to_yaml())
-        write_text(run / SEEN_FILE, json.dumps(stamped(seen), ensure_ascii=False))
-        log.start(model, world_size, str(device), precision, total_steps)
-        lines = [vitals.note, *notes(corpora, window, loader.shares, s.contrast_exclude == "speaker")]
-        for line in lines + (probe.notes(seen) if probe else []):
+        write_text(run / SEEN_FILE, json.dumps(stamped(ready.seen), ensure_ascii=False))
+        log.start(model, world_size, str(device), ready.precision, total_steps)
+        lines = [vitals.note, *notes(corpora, ready.window, ready.loader.shares, s.contrast_exclude == "speaker")]
+        for line in lines + (probe.notes(ready.seen) if probe else []):
             say(line)
 
     model.train()
-    feed, watch = Feed(loader, accounting, data.skip_budget, start_step, rank, leave), Stopwatch()
-    guard = Guard(train.guard, device, state.get("guard"))
+    feed, watch = Feed(ready.loader, accounting, data.skip_budget, start_step, rank, leave), Stopwatch()
+    guard = Guard(train.guard, device, ready.state.get("guard"))
     first_checks = (start_step + 1, start_step + -(-FIRST_CLIPS // train.global_batch))
     batches: dict[int, Batch] = {}  # since the guard was asked last
     sums: dict[str, torch.Tensor] = {}  # of what is logged, since it was logged last; kept on the device
@@ -215,8 +132,8 @@ def _train(
                 "world_size": world_size,
                 **engine.state(),
             }
-            about = {"zero_stage": train.zero_stage, "settings": _digest(settings.to_yaml())}
-            about["data"] = _digest(fingerprints(corpora))
+            about = {"zero_stage": train.zero_stage, "settings": digest(settings.to_yaml())}
+            about["data"] = digest(fingerprints(corpora))
             saver.save(done, engine.numbers(), state, about)
         saved_at = done
 
@@ -244,7 +161,7 @@ def _train(
             saver.poll()
 
             done = step + 1
-            batches[step] = batch
+            batches[step] = batch.facts()
             sums = add_taken(sums, losses, taken)
             to_log, to_save = (done % n == 0 or done == total_steps for n in (train.log_every, train.checkpoint_every))
             if to_log or done in first_checks:
@@ -273,7 +190,7 @@ def _train(
                 sums = {}
                 values |= {
                     "lr": lr,
-                    "epoch": done * train.global_batch / epoch_views,
+                    "epoch": done * train.global_batch / ready.epoch_views,
                     "clips_per_s": steps * train.global_batch / seconds,
                     "data_wait": waited / seconds,
                 }
@@ -318,7 +235,3 @@ def _train(
 def _step_seed(seed: int, step: int, rank: int, part: int) -> int:
     place = f"{seed}/{step}/{rank}" + (f"/{part}" if part else "")
     return int.from_bytes(hashlib.sha256(place.encode()).digest()[:8]) >> 1
-
-
-def _digest(*values: object) -> str:
-    return hashlib.sha256("\n".join(map(str, values)).encode()).hexdigest()[:16]
