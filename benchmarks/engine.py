@@ -1,8 +1,8 @@
 """What the training engine costs: `python -m benchmarks.engine --size base`.
 
-In one process, in turns: a step of the bare loop (forward, backward, norm, fused AdamW) and of the engine at stage 0;
-then a save, up to where training goes on, and a copy of the same tensors in memory. Then 50 steps at every ZeRO stage
-by one and by two processes, beside plain PyTorch: the largest difference of a loss.
+In one process, in turns: a step of the bare loop (forward, backward, norm, fused AdamW) and of the engine at stage 0
+with the guard; then a save, up to where training goes on, and a copy of the same tensors in memory. Then 50 steps at
+every ZeRO stage by one and by two processes, beside plain PyTorch: the largest difference of a loss.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from affekt.pretrain.engine import start_processes
+from affekt.pretrain.guard import Guard, GuardSettings
 from affekt.pretrain.optim import OptimSettings, clip_gradients, create_optimizer, lr_at
 from affekt.pretrain.registry import create_model
 from affekt.pretrain.saver import Saver
@@ -83,10 +85,13 @@ def overhead(arguments: argparse.Namespace, device: torch.device, table: Table) 
     bare, ours = Bare(arguments.size, device), Bare(arguments.size, device)
     engine = Engine(ours.model, ours.optimizer, arguments.batch, "fp32", clip=RECIPE.clip_grad)
     inputs, masks = synthetic(bare.model.settings, torch.arange(arguments.batch), device)
+    guard = Guard(GuardSettings(), device)
 
     def engine_step() -> None:
-        engine.backward(engine(inputs, *masks)["loss"])
-        engine.step(1e-4)
+        loss = engine(inputs, *masks)["loss"]
+        engine.backward(loss)
+        engine.step(1e-4, partial(guard.judge, 0, loss))
+        guard.look()
 
     compare(table, arguments.rounds, "step of the engine", engine_step, "bare", lambda: bare.step(inputs, masks))
     return engine
