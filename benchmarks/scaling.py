@@ -1,7 +1,7 @@
 """Two processes with a thread each beside one with two: `python -m benchmarks.scaling`.
 
-The same global batch at ZeRO stage 0 over gloo, with the contrast across both processes, the guard and the clipping of a
-run. The two ways take turns, process by process; what counts is the median over rounds of the clips per second, each
+The same global batch at ZeRO stage 0 over gloo, with the contrast across both processes, the guard and the clipping of
+a run. The two ways take turns, process by process; what counts is the median over rounds of the clips per second, each
 measured over some steps after two that warm up.
 """
 
