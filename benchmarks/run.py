@@ -1,12 +1,12 @@
 """A pre-training run of some minutes, with all that belongs to one: `python -m benchmarks.run grid --minutes 8`.
 
-Starts `affekt pretrain` with the experiment and the settings given, in bf16 and compiled on a GPU, asks it to leave with
+Starts `affekt pretrain` with the experiment and the settings given, in bf16 and compiled on a GPU, asks it to leave by
 SIGTERM when the time is over (or lets it come to its last step), and reads its own log: medians of clips per second,
 MFU and the share of waiting for data after the first logged step, the last loss and the last online probe. On an H200:
 
     affekt prepare ../shared/data/manifest.csv shards/grid --where data_set=GRID
-    python -m benchmarks.run grid model.name=hicmae_base train.global_batch=128 data.workers=14 train.steps=20000 \
-        train.probe.shards=shards/grid train.probe.test='{split: [val]}' train.probe.group=null
+    python -m benchmarks.run grid model.name=hicmae_base train.global_batch=128 data.workers=14 train.steps=20000 \\
+        train.probe.shards=shards/grid train.probe.test='{split: [val]}' train.probe.group=id
 """
 
 import argparse
@@ -75,12 +75,10 @@ def figures_of(rows: list[dict]) -> dict[str, float]:
     for name in ("clips_per_s", "mfu", "data_wait", "memory_gib"):
         values = [row[name] for row in steps[1:] or steps if name in row]
         figures |= {name: median(values)} if values else {}
-    figures |= {
-        name: steps[-1][name] for name in ("loss", "loss_video", "loss_audio", "loss_contrast") if name in steps[-1]
-    }
-    return figures | {
-        name: value for name, value in (probes[-1] if probes else {}).items() if name.startswith("probe/")
-    }
+    for name in ("loss", "loss_video", "loss_audio", "loss_contrast"):
+        figures |= {name: steps[-1][name]} if name in steps[-1] else {}
+    found = probes[-1] if probes else {}
+    return figures | {name: value for name, value in found.items() if name.startswith("probe/")}
 
 
 if __name__ == "__main__":
