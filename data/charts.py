@@ -33,7 +33,10 @@ def line_chart(
     xs = [x for line in lines for x in line.x]
     if not values or len(set(xs)) < 2:
         return '<p class="soft">Too few points to draw.</p>'
-    ticks = nice_ticks(0.0 if zero else min(values), max(values))
+    lowest, highest = 0.0 if zero else min(values), max(values)
+    if highest - lowest < 1e-9 * max(abs(lowest), abs(highest), 1e-9):  # all the same, which needs a scale too
+        highest = lowest + max(0.1 * abs(lowest), 1e-9)
+    ticks = nice_ticks(lowest, highest)
     low, high = ticks[0], ticks[-1]
     x_low, x_high = (0 if min(xs) < 0.1 * max(xs) else min(xs)), max(xs)  # a run is shown from its beginning
 

@@ -216,3 +216,12 @@ def test_faces_are_of_different_speakers():
     clips = [Clip(f"{speaker}{take}", speaker) for speaker in "abcdef" for take in range(5)]
     assert [clip.id for clip in spread(clips, 4)] == ["a0", "b0", "d0", "f0"]
     assert [clip.id for clip in spread(clips[:7], 4)] == ["a0", "b0", "a1", "a2"]
+
+
+@pytest.mark.parametrize("values", [[0.0] * 3, [2.5] * 3, [-1.0] * 3, [1e-300] * 3, [0.0, 1e9, float("nan")]])
+@pytest.mark.parametrize("zero", [False, True])
+def test_constant_and_extreme_values_are_drawn_inside_of_a_chart(values, zero):
+    chart = line_chart([Line("loss", [1, 2, 3], values, "red")], x_name="step", zero=zero)
+    places = [float(pair.split(",")[1]) for pair in re.search(r'points="([^"]+)"', chart)[1].split()]
+    assert len(places) == sum(value == value for value in values)
+    assert zero and min(values) < 0 or all(0 <= y <= 230 for y in places)
