@@ -224,4 +224,4 @@ def test_constant_and_extreme_values_are_drawn_inside_of_a_chart(values, zero):
     chart = line_chart([Line("loss", [1, 2, 3], values, "red")], x_name="step", zero=zero)
     places = [float(pair.split(",")[1]) for pair in re.search(r'points="([^"]+)"', chart)[1].split()]
     assert len(places) == sum(value == value for value in values)
-    assert zero and min(values) < 0 or all(0 <= y <= 230 for y in places)
+    assert (zero and min(values) < 0) or all(0 <= y <= 230 for y in places)
