@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# Files that take longest come first, so that no process is left alone with one of them at the end.
+LONG = ("test_faults", "test_launch", "test_watching", "test_health", "test_zero", "test_pretrain", "test_objectives")
 
 
 def pytest_addoption(parser):
@@ -33,6 +35,7 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow; run with --run-slow"))
         if item.get_closest_marker("gpu") and not _cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; there is none here"))
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def _cuda() -> bool:

@@ -97,7 +97,7 @@ def cache(tmp_path, monkeypatch, line) -> None:
     monkeypatch.setenv("AFFEKT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("AFFEKT_CACHE_GIB", raising=False)
     monkeypatch.setattr(remote, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(remote, "PIECE", 5000)  # several requests for a shard
+    monkeypatch.setattr(remote, "PIECE", 20_000)  # several requests for a shard
     line.faults, line.done = {}, []
 
 
@@ -112,7 +112,7 @@ def test_batches_and_bytes_are_those_of_the_folder(index):
         assert mine.ids == theirs.ids and mine.audio.equal(theirs.audio) and mine.video.equal(theirs.video)
 
 
-@pytest.mark.parametrize("faults", [[503, 500], ["cut", "cut"], ["wrong"], [503, "cut", "wrong", 500]], ids=str)
+@pytest.mark.parametrize("faults", [["cut", "cut"], [503, "cut", "wrong", 500]], ids=str)
 def test_passing_faults_are_overcome(index, line, faults):
     names = ["index.safetensors", *(shard["name"] for shard in index.header["shards"])]
     line.faults = {name: list(faults) for name in names}
