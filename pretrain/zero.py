@@ -48,6 +48,7 @@ class Engine:
             "torch_autocast": {"enabled": precision != "fp32", "dtype": str(self.half or torch.bfloat16)},
             "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is quick on a CPU, and needs no compiler
             "steps_per_print": 2**31,
+            "timers": {"throughput": {"enabled": False}},  # it would wait for the device twice a step, for a log line
         }
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self.optimizer, self._bad = optimizer, None
