@@ -112,9 +112,12 @@ class RunLog:
 
     def _write(self, step: int, values: dict[str, float]) -> dict[str, float]:
         row = {"step": step, **values, "time_s": self.time_before + time.time() - self.started}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        self.boards.add(step, values)
+        try:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+            self.boards.add(step, values)
+        except OSError as error:  # as for a save: train.on_failed_save says what a full disk may end
+            say(f"step {step}: cannot be logged: {error}; training goes on")
         return row
 
 
