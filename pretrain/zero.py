@@ -97,7 +97,7 @@ class Engine:
             self.deepspeed.step()  # which knows the norm only inside
             norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), dtype=torch.float32)
             if self._bad is None:  # it saw that the norm is not finite, and never came to the optimiser
-                self._decide(norm)
+                self._bad = judge(norm)
         if self.loss_scale:
             self._adapt_loss_scale(norm)
         return norm, 1 - self._bad
