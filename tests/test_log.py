@@ -1,10 +1,12 @@
-"""What a run writes beside its checkpoints, where the disk refuses it."""
+"""What a run writes beside its checkpoints, where the disk refuses it, and what is read of it when it is damaged."""
 
 import json
 
 import pytest
 
 from affekt.pretrain.log import RunLog, read_metrics
+from affekt.pretrain.report import write_run_report
+from affekt.pretrain.runs import compare, describe
 from affekt.pretrain.settings import PretrainSettings
 
 ROW = {"loss": 1.0, "lr": 0.1, "clips_per_s": 5.0, "data_wait": 0.0}
@@ -38,3 +40,16 @@ def test_a_resume_goes_on_behind_a_torn_row(log):
     again.step(2, ROW)
     again.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_damaged_run_is_listed_with_what_can_be_read(log):
+    log.step(1, ROW)
+    log.close()
+    rows = ['{"step": "x", "loss": 1}', '{"step": 2, "loss": "nan", "lr": null, "time_s": [1]}', "[" * 10**5, "7", ""]
+    with open(log.run / "metrics.jsonl", "a") as file:
+        file.write("\n".join(rows))
+    for name in ("summary.json", "run.json"):
+        (log.run / name).write_text("[" * 10**5)
+    one = describe(log.run)
+    assert (one["state"], one["step"], one["loss"], one["time_s"]) == ("interrupted", 2, 1.0, 0.0)
+    assert compare([log.run])["values"]["loss"] == [1.0] and write_run_report(log.run).is_file()
