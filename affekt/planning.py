@@ -1,6 +1,7 @@
 """`affekt plan`: what a run will take on a machine, from the model and the constants of `affekt.launch.machines`."""
 
 import json
+import math
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ def plan(
     from affekt.pretrain.settings import PretrainSettings
 
     settings = PretrainSettings.read(find_experiment(config), overrides or [])
+    _check(memory=memory, tflops=tflops, memory_rate=memory_rate, link=link, network=network, disk=disk)
+    _check(1.0, share=share)
     changes = {
         "gpus": gpus,
         "memory": memory and memory * GIB,
@@ -55,6 +58,13 @@ def plan(
         from affekt.plan_text import show
 
         show(result)
+
+
+def _check(most: float = math.inf, **rates: float | None) -> None:
+    for name, value in rates.items():
+        if value is not None and not (0 < value <= most and value < math.inf):
+            limits = f"above 0 and at most {most:g}" if most < math.inf else "above 0"
+            raise SettingsError(f"--{name.replace('_', '-')} {value:g}: give a number {limits}")
 
 
 def make_plan(

@@ -77,9 +77,7 @@ def largest_batch(job: Job, machine: Machine, gpus: int, stage: int | None = Non
     """The most clips that a device takes at a time; 0 where not even one fits."""
 
     def fits(clips: int) -> bool:
-        return memory_by_part(job, gpus, clips, stage)["total"] <= machine.usable / (
-            machine.gpus if machine.on_cpu else 1
-        )
+        return memory_by_part(job, gpus, clips, stage)["total"] <= machine.usable
 
     low, high = 0, 1
     while high < 2**20 and fits(high):
@@ -181,8 +179,9 @@ def _contrast(job: Job, gpus: int, clips: int) -> float:
 
 def _problem(job: Job, gpus: int, largest: int) -> str | None:
     per_gpu, left = divmod(job.global_batch, gpus * job.accumulate)
-    if left or not per_gpu:
+    if left or per_gpu % job.repeats or not per_gpu:
         parts = f"{gpus} devices" + (f" x {job.accumulate} parts" if job.accumulate > 1 else "")
+        parts += f" x {job.repeats} views of a clip" if job.repeats > 1 else ""
         return f"train.global_batch {job.global_batch} cannot be divided by {parts}"
     if per_gpu > largest:
         return f"{per_gpu} clips at a time do not fit; {largest} do"

@@ -1,5 +1,6 @@
 """Starts a line and answers for all processes under it: signals go to every one, and its exit code comes back."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,7 +20,8 @@ def start(line: Line) -> int:
 
     def forward(number: int, _: object) -> None:
         received.append(number)
-        os.killpg(process.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:

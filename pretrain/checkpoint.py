@@ -97,8 +97,9 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """All committed checkpoints, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
+    """All committed checkpoints, oldest first. A copy that somebody gave another name is none of the run's."""
+    found = sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
+    return [path for path in found if path.name.removeprefix("step-").isdecimal()]
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
@@ -142,7 +143,7 @@ def _verify(path: Path, name: str, digest: str, size: int | None = None) -> None
 def _join(path: Path, names: list[str], shapes: dict[str, list[int]]) -> dict[str, Tensor]:
     """Whole tensors by `kind/name`, from the pieces in the files."""
     tensors: dict[str, Tensor] = {}
-    filled: dict[str, int] = {}
+    places: dict[str, list[tuple[int, int]]] = {}
     for name in names:
         with safe_open(path / name, "pt") as file:
             for key in file.keys():  # noqa: SIM118 (no dictionary, it has no other iterator)
@@ -158,12 +159,18 @@ def _join(path: Path, names: list[str], shapes: dict[str, list[int]]) -> dict[st
                 if not piece.isfinite().all():
                     raise CheckpointError(f"{path / name}: `{key}` has numbers that are not finite")
                 tensors.setdefault(whole, torch.empty(shape)).view(-1)[begin:end] = piece.view(-1)
-                filled[whole] = filled.get(whole, 0) + piece.numel()
-    partly = [key for key, tensor in tensors.items() if filled[key] != tensor.numel()]
+                places.setdefault(whole, []).append((begin, end))
+    partly = [key for key, tensor in tensors.items() if not _side_by_side(places[key], tensor.numel())]
     partly += [f"weight/{parameter}" for parameter in shapes if f"weight/{parameter}" not in tensors]
     if partly:
         raise CheckpointError(f"{path}: pieces are missing or there twice, of {', '.join(sorted(partly)[:5])}")
     return tensors
+
+
+def _side_by_side(places: list[tuple[int, int]], count: int) -> bool:
+    """Whether pieces make `count` numbers whole, none of them there twice."""
+    begins, ends = zip(*sorted(places), strict=True)
+    return begins == (0, *ends[:-1]) and ends[-1] == count
 
 
 def _read_version_1(

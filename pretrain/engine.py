@@ -19,11 +19,11 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 EXACT_MATMUL = 1e-6  # relative error of a float32 product; bf16 inputs would give 1e-3
 
 
-def start_processes() -> tuple[int, int, torch.device]:
+def start_processes(watchdog_s: float | None = None) -> tuple[int, int, torch.device]:
     """Join the process group that the launcher announced, or a group of one: (rank, world_size, device).
 
     Ranks come from RANK, LOCAL_RANK and WORLD_SIZE (torchrun, deepspeed). Listens on the loopback interface alone
-    unless MASTER_ADDR leads elsewhere.
+    unless MASTER_ADDR leads elsewhere. `watchdog_s` is the silence after which a watchdog, if any, ends a run.
     """
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -42,7 +42,7 @@ def start_processes() -> tuple[int, int, torch.device]:
         # C++ compiler, for a reduction that gloo does as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "nccl" if device.type == "cuda" else "gloo"
-        join_group(backend)
+        join_group(backend, watchdog_s)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return dist.get_rank(), dist.get_world_size(), device
 

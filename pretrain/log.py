@@ -112,9 +112,12 @@ class RunLog:
 
     def _write(self, step: int, values: dict[str, float]) -> dict[str, float]:
         row = {"step": step, **values, "time_s": self.time_before + time.time() - self.started}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        self.boards.add(step, values)
+        try:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+            self.boards.add(step, values)
+        except OSError as error:  # as for a save: train.on_failed_save says what a full disk may end
+            say(f"step {step}: cannot be logged: {error}; training goes on")
         return row
 
 
@@ -165,19 +168,20 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a file, or an empty one when it is absent, half written or none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`, without a line that a killed process or a full disk left half written."""
+    """The rows of a `metrics.jsonl`, without a line that a killed process or a full disk left half written, and without
+    values that are no numbers, which nobody of us wrote."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append({"time_s": 0.0, **row})
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append({"time_s": 0.0, **{key: x for key, x in row.items() if isinstance(x, int | float)}})
     return rows

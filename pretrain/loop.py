@@ -50,14 +50,14 @@ def pretrain(
     logged one. `progress(step, total, metrics)` is called on rank 0 at every logged step.
     """
     with failure_noted(Path(settings.out)), Leave() as leave:
-        processes = start_processes()
+        processes = start_processes(settings.train.watchdog_s)
         with Watchdog(Path(settings.out) / "health", *processes[:2], settings.train.watchdog_s) as watchdog:
             back = None
             while True:
                 try:
                     return _train(settings, resume, allow_change, progress, *processes, leave, watchdog, back)
                 except GoBack as going:
-                    back = going
+                    back = going.with_traceback(None)  # its frames hold the old model, its moments and its batches
 
 
 def _train(

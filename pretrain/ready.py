@@ -105,7 +105,8 @@ def get_ready(
         seen = with_seen_before(seen, checkpoint)
     elif settings.pretrained:
         seen = merged(seen, start_from(model, settings.pretrained))
-    agree(digest(settings.to_yaml(), fingerprints(corpora), start_step), "settings, data or start step")
+    at = checkpoint.name if checkpoint else start_step  # two machines may see a shared folder at two moments
+    agree(digest(settings.to_yaml(), fingerprints(corpora), at), "settings, data or checkpoint")
 
     window = Window(num_frames=s.num_frames, frame_stride=data.frame_stride, mel_frames=s.mel_frames)
     probe = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from affekt.data.accounting import all_gather_json
 from affekt.data.batch import Batch
 from affekt.data.decode import Window
-from affekt.data.errors import CheckpointError, SettingsError
+from affekt.data.errors import CheckpointError, DataError, SettingsError
 from affekt.data.files import check_version, write_text
 from affekt.data.loader import train_loader
 from affekt.data.mixture import Corpus
@@ -46,9 +46,14 @@ def write_dump(
             "settings": settings.model_dump(mode="json"),
         }
         path = folder / f"step-{event['step']:08d}.json"
-        write_text(path, json.dumps(dump, indent=1, ensure_ascii=False))
         figures = f"loss {event['loss']}, limit {event['limit']}, gradient norm {event['grad_norm']}"
-        say(f"step {event['step']}: skipped ({event['why']}): {figures}; affekt pretrain --replay {path}")
+        try:
+            folder.mkdir(exist_ok=True)
+            write_text(path, json.dumps(dump, indent=1, ensure_ascii=False))
+            way = f"affekt pretrain --replay {path}"
+        except (OSError, DataError) as error:  # this rank alone would leave the others waiting for it
+            way = f"no dump to replay: {error}"
+        say(f"step {event['step']}: skipped ({event['why']}): {figures}; {way}")
 
 
 def _clips(batch: Batch, corpora: Sequence[Corpus]) -> list[dict[str, Any]]:

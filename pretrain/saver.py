@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from affekt.data.accounting import all_gather_json, device_of_collectives
+from affekt.data.accounting import all_gather_json
 from affekt.data.errors import AffektError, CheckpointError
 from affekt.pretrain.checkpoint import PARTIAL, STATE, commit, purge
 from affekt.pretrain.log import say
@@ -47,6 +47,8 @@ class Saver:
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if spread else (0, 1)
         self.failure = ""  # of the newest save
         self._snapshot, self._phase, self._vote = Snapshot(), "", None
+        # The ranks ask each other on the hosts: NCCL's answer would wait for all that a GPU still has to do.
+        self._hosts = dist.new_group(backend="gloo") if self.world_size > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._job: Future = self._thread.submit(lambda: None)  # the thread is there before the first save
 
@@ -72,8 +74,8 @@ class Saver:
         failed = through and bool(self._job.result()[1])
         if self.world_size > 1:
             if self._vote is None:
-                votes = torch.tensor([through, not failed], dtype=torch.int32, device=device_of_collectives())
-                self._vote = votes, dist.all_reduce(votes, dist.ReduceOp.MIN, async_op=True)
+                votes = torch.tensor([through, not failed], dtype=torch.int32)
+                self._vote = votes, dist.all_reduce(votes, dist.ReduceOp.MIN, group=self._hosts, async_op=True)
                 return
             votes, work = self._vote
             work.wait()

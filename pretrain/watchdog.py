@@ -17,7 +17,8 @@ import torch.distributed as dist
 from affekt.data.errors import AffektError, LostRankError
 from affekt.data.files import replace_text
 
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.5  # between two looks of up to LOOKERS ranks; of more in proportion, for each reads the files of all
+LOOKERS = 8
 GONE_SECONDS = 5.0  # what a rank that is there is given to notice by itself that another one left, and to say why
 SPARE_SECONDS = 60.0  # beyond the limit: then this process is so stuck that not even the watching thread runs
 BROKEN = ("connection closed by peer", "connection reset", "broken pipe", "connection refused", "socket", "nccl")
@@ -35,6 +36,7 @@ class Watchdog:
         self.folder, self.rank, self.world_size, self.limit = folder, rank, world_size, limit
         self._own = {"rank": rank, "pid": os.getpid(), "host": platform.node(), "process": _this_process()}
         self._own |= {"step": 0, "phase": "start", "beats": 0, "left": None}
+        self._pause = LOOK_SECONDS * max(1.0, world_size / LOOKERS)
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._seen: dict[int, tuple[int, float]] = {}  # rank -> its beats, and when they last became more
@@ -82,7 +84,7 @@ class Watchdog:
             self._write()
 
     def _watch(self) -> None:
-        while not self._closed.wait(LOOK_SECONDS):
+        while not self._closed.wait(self._pause):
             faulthandler.dump_traceback_later(self.limit + SPARE_SECONDS, exit=True, file=sys.__stderr__)
             self._write()
             told = self._look()
@@ -141,7 +143,7 @@ class Watchdog:
                 with contextlib.suppress(OSError):
                     os.kill(known["pid"], signal.SIGCONT)
         if not alarm:
-            time.sleep(3 * LOOK_SECONDS)  # or the others would notice that this one left, before they look here
+            time.sleep(3 * self._pause)  # or the others would notice that this one left, before they look here
         os._exit(LostRankError.exit_code)
 
     def _who_left(self, text: str) -> str:

@@ -48,6 +48,7 @@ class Engine:
             "torch_autocast": {"enabled": precision != "fp32", "dtype": str(self.half or torch.bfloat16)},
             "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is quick on a CPU, and needs no compiler
             "steps_per_print": 2**31,
+            "timers": {"throughput": {"enabled": False}},  # it would wait for the device twice a step, for a log line
         }
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self.optimizer, self._bad = optimizer, None
@@ -96,7 +97,7 @@ class Engine:
             self.deepspeed.step()  # which knows the norm only inside
             norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), dtype=torch.float32)
             if self._bad is None:  # it saw that the norm is not finite, and never came to the optimiser
-                self._decide(norm)
+                self._bad = judge(norm)
         if self.loss_scale:
             self._adapt_loss_scale(norm)
         return norm, 1 - self._bad

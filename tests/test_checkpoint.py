@@ -261,6 +261,34 @@ def test_a_lost_pointer_falls_back_to_the_newest_with_a_note(tmp_path, capsys):
         assert capsys.readouterr().err.count("using step-00000002") == 2
 
 
+def test_a_copy_under_another_name_is_none_of_the_run(tmp_path):
+    save(tmp_path, 1)
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000001-good")
+    for step in (2, 3):
+        save(tmp_path, step)  # whose purge counts and removes the run's own
+    assert find_checkpoint(tmp_path, "auto").name == "step-00000003"
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [
+        "step-00000001-good",
+        "step-00000002",
+        "step-00000003",
+    ]
+    read_checkpoint(find_checkpoint(tmp_path, str(tmp_path / "step-00000001-good")))
+
+
+@pytest.mark.parametrize("starts, good", [((0, 4), True), ((4, 0), True), ((0, 0), False), ((0, 3), False)])
+def test_pieces_must_lie_side_by_side(tmp_path, starts, good):
+    pieces = {f"weight/x@{start}": torch.full((4,), float(n)) for n, start in enumerate(starts)}
+    if len(set(starts)) < 2:
+        pieces = {"weight/x@0": torch.zeros(4), "weight/x@00": torch.ones(4)}
+    with Saver(tmp_path, keep_last=2) as saver:
+        saver.save(1, pieces, {"shapes": {"x": [8]}}, {})
+    if good:
+        assert read_checkpoint(tmp_path / "step-00000001")[1]["x"].numel() == 8
+    else:
+        with pytest.raises(CheckpointError, match="missing or there twice"):
+            read_checkpoint(tmp_path / "step-00000001")
+
+
 def test_an_older_checkpoint_is_not_resumed_beside_newer_ones(tmp_path):
     """Its checkpoints would be purged or passed over in favour of those of the run it leaves."""
     older, newer = (save(tmp_path / "checkpoints", s) for s in (1, 2))

@@ -7,13 +7,16 @@ import random
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
 
 from affekt.data.errors import HealthError
-from affekt.pretrain.guard import GoBack, Guard, GuardSettings
+from affekt.pretrain import loop
+from affekt.pretrain.guard import GoBack, Guard, GuardSettings, median_of_known
 from affekt.pretrain.replicas import bit_sum, differences
+from affekt.pretrain.settings import PretrainSettings
 from affekt.pretrain.watchdog import Watchdog
 
 CPU = torch.device("cpu")
@@ -67,6 +70,14 @@ def test_a_bad_step_leaves_the_optimiser_alone_and_the_next_one_moves_it(loss, n
     assert told == [1]
 
 
+def test_the_median_of_what_is_known_is_that_of_torch():
+    for known in range(12):
+        x = torch.full((12,), float("nan"))
+        x[torch.randperm(12)[:known]] = torch.randn(known)
+        assert torch.equal(median_of_known(x).isnan(), x.nanmedian().isnan())
+        assert known == 0 or median_of_known(x) == x.nanmedian()
+
+
 def test_overflow_of_a_scaled_loss_is_no_illness():
     guard = Guard(GuardSettings(max_skips=0), CPU)
     for step in range(10):
@@ -99,6 +110,25 @@ def test_spikes_go_back_past_the_bad_window_and_then_stop(tmp_path):
     assert guard.last_good(checkpoints) == checkpoints[1]  # the one of step 12 was undone
     with pytest.raises(HealthError, match="rollbacks=1 leaves no way back"):
         guard.must_go_back()
+
+
+def test_a_run_that_goes_back_lets_go_of_what_it_had(tmp_path, monkeypatch):
+    class Model:
+        pass
+
+    left = []
+
+    def train(*_):
+        if left:
+            return left[0]()
+        model = Model()
+        left.append(weakref.ref(model))
+        raise GoBack(tmp_path, 1, [], {})
+
+    monkeypatch.setattr(loop, "_train", train)
+    monkeypatch.setattr(loop, "start_processes", lambda *_: (0, 1, CPU))
+    given = {"out": str(tmp_path / "run"), "model": {"name": "hicmae_nano"}, "data": {"shards": "s"}}
+    assert loop.pretrain(PretrainSettings.parse({**given, "train": {"steps": 1}})) is None
 
 
 def test_one_bit_anywhere_changes_a_tensors_sum():

@@ -8,7 +8,7 @@ import torch
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Preprocess
 from affekt.pretrain.replay import replay_step, told
-from benchmarks.faults import rows_health, rows_lost
+from benchmarks.faults import rows_health, rows_lost, sick
 from benchmarks.faults.rig import Rig
 
 
@@ -45,6 +45,15 @@ def test_numbers_that_are_not_finite_move_no_rank_and_can_be_replayed(rig, monke
     assert told(again).splitlines()[3].startswith(clips[5])  # the worst comes first
     with pytest.raises(SettingsError, match="has the clip"):
         replay_step(path, ["train.seed=5"])
+
+
+def test_a_skipped_step_is_written_down_where_nobody_watches(rig):
+    out = rig.new()
+    settings = (str(out), str(rig.config), "train.steps=3", "train.watchdog_s=null")
+    job = rig.call(sick.poisoned, {1: "loss nan"}, 1, *settings, ranks=2)
+    job.wait()
+    assert job.codes == [0, 0], job.told
+    assert json.loads((out / "health" / "step-00000001.json").read_text())["why"] == "not finite"
 
 
 def test_spikes_go_back_once_and_then_stop(rig):

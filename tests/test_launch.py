@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from affekt.cli import run
 from affekt.launch import lines
 from affekt.launch.network import address_towards, interface_of
+from affekt.pretrain import rendezvous
 
 WORKER = """
 import os, sys, time
@@ -237,3 +239,13 @@ def test_two_machines_train_as_one_process(config, tmp_path):
 def test_two_and_four_machines_train_as_one_process_by_both_launchers(config, tmp_path):
     rows = rehearse(config, tmp_path / "out")["runs"] + rehearse(config, tmp_path / "lo", "--loopback")["runs"]
     assert len(rows) == 8 and all(row["difference"] <= 1e-5 for row in rows)
+
+
+@pytest.mark.parametrize("watchdog_s, minutes", [(None, None), (5.0, 30), (7200.0, 122)])
+def test_collectives_wait_longer_than_the_watchdog(monkeypatch, watchdog_s, minutes):
+    made = {}
+    monkeypatch.setattr(rendezvous.dist, "init_process_group", lambda backend, **how: made.update(how))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    rendezvous.join_group("gloo", watchdog_s)
+    assert made["timeout"] == (None if minutes is None else timedelta(minutes=minutes))

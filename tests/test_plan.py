@@ -113,6 +113,13 @@ def test_a_real_process_takes_the_memory_that_is_planned():
     assert (1 - ROOM) * measured < planned_bytes("nano", 64) < 1.05 * measured
 
 
+@pytest.mark.parametrize("batch, gpus, repeats, fits", [(64, 8, 4, True), (64, 8, 3, False), (64, 64, 2, False)])
+def test_views_of_a_clip_stay_on_one_device(job, batch, gpus, repeats, fits):
+    planned = replace(job, global_batch=batch, repeats=repeats)
+    problem = planner.at_scale(planned, KNOWN["h200"], gpus)["problem"]
+    assert (problem is None) is fits, problem
+
+
 @pytest.fixture(scope="module")
 def job() -> planner.Job:
     return make_job(settings_of(), KNOWN["h200"], stage=None, clips=None, checkpointing=False)
@@ -124,6 +131,10 @@ def test_the_largest_batch_fits_and_one_more_does_not(job):
         clips = planner.largest_batch(job, machine, 8, stage)
         total = [planner.memory_by_part(job, 8, clips + more, stage)["total"] for more in (0, 1)]
         assert clips > 0 and total[0] <= machine.usable < total[1]
+    cpu = describe("cpu", gpus=2, memory=16 * 2**30)  # `usable` is one process's part of the machine
+    clips = planner.largest_batch(job, cpu, 2, 0)
+    total = [planner.memory_by_part(job, 2, clips + more, 0)["total"] for more in (0, 1)]
+    assert total[0] <= cpu.usable < total[1]
     exact = step_memory(settings_of().model, 200, bf16=True)
     assert job.step_memory(200) == pytest.approx((exact.inputs, exact.activations, exact.peak), rel=0.01)
 
@@ -183,3 +194,11 @@ def test_the_command_answers_people_and_machines(tmp_path, capsys):
     assert "1.9 M parameters" in shown and "ZeRO 2" in shown and "Most clips at a time" in shown
     assert run(["plan", str(path), "--machine", "abacus"]) == 1
     assert "known are h200" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option, value", [("--network", "0"), ("--tflops", "-1"), ("--memory", "nan"), ("--share", "35")]
+)
+def test_rates_that_cannot_be_are_refused_by_name(option, value, capsys):
+    assert run(["plan", "hicmae_base", "--machine", "h200", option, value]) == 1
+    assert f"affekt: {option} {value}: give a number above 0" in capsys.readouterr().err

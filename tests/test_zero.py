@@ -5,7 +5,7 @@ import pytest
 from affekt.data.errors import SettingsError
 from affekt.pretrain.settings import PretrainSettings
 from benchmarks.engine import largest_differences
-from benchmarks.faults import rows_resume, rows_world
+from benchmarks.faults import rows_resume, rows_world, sick
 from benchmarks.faults.rig import MODEL, Rig, metrics
 
 
@@ -35,6 +35,16 @@ def test_a_run_in_fp16_goes_on_with_its_loss_scale(rig):
     rows_resume.stop_after(rig, out, 2, *settings)
     rig.finish(out, *settings)
     assert metrics(out) == metrics(rig.straight(*settings))
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_what_is_not_finite_is_skipped_in_parts_and_at_every_stage(rig, stage):
+    out = rig.new()
+    settings = ("train.steps=4", f"train.zero_stage={stage}", "train.accumulate=2")
+    job = rig.call(sick.poisoned, {1: "gradient inf", 2: "loss nan"}, 1, str(out), str(rig.config), *settings, ranks=2)
+    job.wait()
+    assert job.codes == [0, 0], job.told
+    assert [row["step"] for row in metrics(out) if row.get("skipped")] == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def two_trainers(rig: Rig, rounds: int) -> tuple[int, int, str]:
 
 
 ROWS = {
-    "A1": ("kill -9 at two random moments of a run", random_kills, 50),
+    "A1": ("kill -9 at a random moment of a run", random_kills, 50),
     "A2": ("kill -9 of a rank at each point of a save", kills_at_points, 16),
     "A10": ("kill -9 while old checkpoints are removed", purge_race, 20),
     "A11": ("two trainers in one folder, and a lock left behind", two_trainers, 5),

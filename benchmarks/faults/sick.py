@@ -24,10 +24,10 @@ def poisoned(steps: dict[int, str], rank: int, out: str, *arguments: str) -> int
     whole, moved = Engine.step, []
     forward = HiCMAE.forward
 
-    def spoilt(self, inputs, *rest):
-        losses = forward(self, inputs, *rest)
+    def spoilt(self, inputs, *rest, **only):
+        losses = forward(self, inputs, *rest, **only)
         kind = steps.get(step(), "") if self.training else ""
-        if kind.startswith("loss"):
+        if kind.startswith("loss") and not only:
             losses["loss"] = losses["loss"] + float(kind.split()[1])
         return losses
 
@@ -71,10 +71,10 @@ def on_forward(act: Callable[[int, torch.nn.Module, object], None]) -> Callable[
         at[0] = step
         return seed_of(seed, step, *place)
 
-    def acting(self, inputs, *rest):
-        if self.training:
+    def acting(self, inputs, *rest, **only):  # `only_features`, where a batch comes in parts
+        if self.training and not only:
             act(at[0], self, inputs)
-        return forward(self, inputs, *rest)
+        return forward(self, inputs, *rest, **only)
 
     loop._step_seed, HiCMAE.forward = seeded, acting
     return lambda: at[0]
@@ -91,9 +91,9 @@ def spiking(cases: Iterable[tuple[str, str, list[int]]], *arguments: str) -> int
     at = on_forward(lambda *_: None)
     rate, judge, forward = loop.lr_at, Guard.judge, HiCMAE.forward
 
-    def spiky(self, inputs, *rest):
-        losses = forward(self, inputs, *rest)
-        if kind == "batch" and self.training and at() in steps:
+    def spiky(self, inputs, *rest, **only):
+        losses = forward(self, inputs, *rest, **only)
+        if kind == "batch" and self.training and at() in steps and not only:
             losses["loss"] = 10 * losses["loss"]
         return losses
 
