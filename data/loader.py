@@ -18,7 +18,7 @@ from affekt.data.decode import View, Window, decode_window, random_start, window
 from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.handover import POSSIBLE, Blocks, Sent
 from affekt.data.machine import check_shared_memory, end_with_parent, keep_freed_memory
-from affekt.data.mixture import Corpus, check_together, example, places, sources
+from affekt.data.mixture import Corpus, check_together, check_window, example, places, sources
 from affekt.data.order import Plan, clip_key, speaker_number, uniform
 from affekt.data.remote import FetchAhead
 from affekt.data.shards import SampleError, ShardIndex
@@ -115,7 +115,7 @@ def train_loader(
         )
     check_together(corpora)
     for corpus in corpora:
-        _check_window(corpus.index, window)
+        check_window(corpus.index, window)
     plan = Plan(sources(corpora), global_batch // repeats, seed, epoch_clips)
     batches = _TrainBatches(corpora, window, plan, repeats, rank, world_size, streams, augment or Augment())
     return TrainLoader(batches, start_step, total_steps, workers)
@@ -135,7 +135,7 @@ def eval_loader(
 
     Nothing is random: whole pictures, sound as it is. `Batch.clip` says which of the indices a row belongs to.
     """
-    _check_window(index, window)
+    check_window(index, window)
     positions = list(range(len(index.samples)) if indices is None else map(int, indices))
     return EvalLoader(_EvalBatches(index, window, positions, windows_per_clip, batch_size, streams), workers)
 
@@ -269,15 +269,6 @@ class _Handed(Dataset):
     def __getitem__(self, number: int) -> Sent | AffektError:
         batch = self.batches[number]
         return self.blocks.send(batch) if isinstance(batch, Batch) else batch
-
-
-def _check_window(index: ShardIndex, window: Window) -> None:
-    for name in ("fps", "sample_rate"):
-        if index.header[name] != getattr(window, name):
-            raise SettingsError(
-                f"{index.root}: prepared with {name} {index.header[name]}, the model's window has "
-                f"{getattr(window, name)}; prepare the clips again with {name}={getattr(window, name)}"
-            )
 
 
 def _load_ahead(batches: "_TrainBatches | _EvalBatches", numbers: range, workers: int) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from affekt.data.decode import Window
 from affekt.data.errors import SettingsError
 from affekt.data.order import Source
 from affekt.data.remote import Place, RemoteFolder
@@ -58,6 +59,16 @@ def example(corpora: Sequence[Corpus]) -> ShardIndex:
     """The index whose preparation stands for all of them: the first one with pictures, if any has some."""
     indices = [corpus.index for corpus in corpora]
     return next((index for index in indices if index.samples.has_video.any()), indices[0])
+
+
+def check_window(index: ShardIndex, window: Window) -> None:
+    """Raises SettingsError when clips of an index were prepared at other rates than a window has."""
+    for name in ("fps", "sample_rate"):
+        if index.header[name] != getattr(window, name):
+            raise SettingsError(
+                f"{index.root}: prepared with {name} {index.header[name]}, the model's window has "
+                f"{getattr(window, name)}; prepare the clips again with {name}={getattr(window, name)}"
+            )
 
 
 def sources(corpora: Sequence[Corpus]) -> list[Source]:

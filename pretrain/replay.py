@@ -152,7 +152,7 @@ def _load_weights(model: nn.Module, settings: PretrainSettings, step: int) -> st
 
 def told(result: dict[str, Any]) -> str:
     """The result as lines for a person, the clips with the largest losses first."""
-    lines = [f"step {result['step']}, skipped as {result['why']}; weights: {result['weights']}"]
+    lines = [f"step {result['step']}, skipped as {result['why']}; weights: {result['weights']}; in float32"]
     for part in result["ranks"]:
         lines.append(f"rank {part['rank']}: {_figures(part)}")
     if not any(part["not_finite"] for part in (*result["ranks"], *result["clips"])):
