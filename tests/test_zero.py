@@ -19,10 +19,9 @@ def test_every_stage_trains_as_plain_pytorch(rig):
     assert set(found) == {0, 1, 2, 3} and max(found.values()) <= 1e-5, found
 
 
-@pytest.mark.parametrize("stage, offload", [(2, "optimizer"), (3, "parameters")])
-def test_what_lies_in_the_memory_of_the_host_trains_the_same(rig, stage, offload):
+def test_what_lies_in_the_memory_of_the_host_trains_the_same(rig):
     out = rig.new()
-    rig.finish(out, f"train.zero_stage={stage}", f"train.offload={offload}", ranks=2)
+    rig.finish(out, "train.zero_stage=3", "train.offload=parameters", ranks=2)
     for ours, plain in zip(metrics(out), metrics(rig.straight(ranks=2)), strict=True):
         assert ours["loss"] == pytest.approx(plain["loss"], rel=1e-5)
 
