@@ -287,8 +287,8 @@ def probe(
 ) -> None:
     """Measure what frozen features are worth, beside untrained encoders and plain statistics; writes report.html."""
     path = find_experiment(config)
-    from affekt.finetune.probe import ProbeSettings
-    from affekt.finetune.probe import probe as measure
+    from affekt.finetune.probes.probe import ProbeSettings
+    from affekt.finetune.probes.probe import probe as measure
 
     settings = ProbeSettings.read(path, overrides or [])
     if print_config:
@@ -331,7 +331,7 @@ def _conditions(pairs: list[str]) -> dict[str, list[str]]:
 
 
 def _show(results: dict[str, Any], report: Path, as_json: bool) -> None:
-    from affekt.finetune.results import show_table
+    from affekt.finetune.probes.results import show_table
 
     if as_json:
         print(json.dumps(results, ensure_ascii=False))

@@ -31,7 +31,7 @@ def demo(
     """
     from affekt.data.prepare import PrepareSettings, prepare
     from affekt.data.synth.corpus import synthesise
-    from affekt.finetune.probe import ProbeSettings, probe
+    from affekt.finetune.probes.probe import ProbeSettings, probe
     from affekt.pretrain.export import export
     from affekt.pretrain.loop import pretrain
     from affekt.pretrain.settings import PretrainSettings

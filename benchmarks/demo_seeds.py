@@ -15,7 +15,7 @@ from rich.table import Table
 
 from affekt.cli import CORES
 from affekt.demo import demo
-from affekt.finetune.results import ROW_NAMES, STREAM_NAMES, find_row
+from affekt.finetune.probes.results import ROW_NAMES, STREAM_NAMES, find_row
 from affekt.progress import progress
 from benchmarks.report import print_figures
 

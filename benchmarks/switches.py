@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from affekt.demo import CLIPS, FACE_SIZE, SECONDS, SPEAKERS
-from affekt.finetune.results import STREAM_NAMES, find_row
+from affekt.finetune.probes.results import STREAM_NAMES, find_row
 from benchmarks.report import print_figures
 
 RECIPE = "the recipe"

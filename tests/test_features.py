@@ -11,8 +11,8 @@ import torch
 from affekt.data.errors import DataError
 from affekt.data.shard_writer import ShardWriter
 from affekt.finetune import features as features_module
-from affekt.finetune.baselines import majority, mel_statistics, pixel_statistics, statistics
 from affekt.finetune.features import extract, pool, stream_of, weights_hash
+from affekt.finetune.probes.baselines import majority, mel_statistics, pixel_statistics, statistics
 from affekt.pretrain.export import create_encoder
 from affekt.pretrain.hicmae import HiCMAESettings
 

@@ -92,7 +92,7 @@ import torch, affekt.data.shards as shards
 from affekt import launch
 def later():
     from affekt.pretrain.export import load_encoder
-    importlib.import_module("affekt.finetune.probe")
+    importlib.import_module("affekt.finetune.probes.probe")
 from . import sibling
 """
     modules = imported_modules(ast.parse(source))

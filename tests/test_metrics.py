@@ -5,15 +5,8 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from affekt.data.errors import SettingsError
-from affekt.finetune.metrics import (
-    bootstrap_interval,
-    confusion_matrix,
-    macro_f1,
-    resample_weights,
-    resampling_unit,
-    uar,
-    war,
-)
+from affekt.finetune.metrics.confusion import confusion_matrix, macro_f1, uar, war
+from affekt.finetune.metrics.intervals import bootstrap_interval, resample_weights, resampling_unit
 
 
 def slow_uar(truth, prediction):

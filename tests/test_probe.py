@@ -20,11 +20,11 @@ from affekt.data.errors import CheckpointError, SettingsError
 from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
 from affekt.finetune.features import FeatureTable
-from affekt.finetune.linear import Path, rotate, standardise
-from affekt.finetune.menu import Task, best_of, predict_test, search_both, search_stream, try_all
-from affekt.finetune.probe import ProbeSettings, probe
-from affekt.finetune.results import find_row, row_name, show_table, write_json
-from affekt.finetune.splits import make_task
+from affekt.finetune.probes.linear import Path, rotate, standardise
+from affekt.finetune.probes.menu import Task, best_of, predict_test, search_both, search_stream, try_all
+from affekt.finetune.probes.probe import ProbeSettings, probe
+from affekt.finetune.probes.results import find_row, row_name, show_table, write_json
+from affekt.finetune.probes.splits import make_task
 from affekt.pretrain.export import create_encoder, save_encoder
 from affekt.pretrain.hicmae import HiCMAESettings
 from affekt.pretrain.seen import stamped

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from affekt.data.charts import Line, line_chart, nice_ticks, smooth, x_ticks
-from affekt.finetune.gallery import spectrogram, spread
-from affekt.finetune.report import write_report
+from affekt.finetune.report.gallery import spectrogram, spread
+from affekt.finetune.report.probe import write_report
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

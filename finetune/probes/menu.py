@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from affekt.finetune.features import POOLINGS, FeatureTable, stream_of
-from affekt.finetune.linear import Path, rotate, standardise, strongest_first
-from affekt.finetune.metrics import confusion_matrix, uar
+from affekt.finetune.metrics.confusion import confusion_matrix, uar
+from affekt.finetune.probes.linear import Path, rotate, standardise, strongest_first
 
 Blocks = tuple[str, ...]
 

@@ -11,9 +11,9 @@ from affekt.data.charts import Line, line_chart
 from affekt.data.files import write_text
 from affekt.data.page import card, grid, page, section, table
 from affekt.data.shards import ShardIndex
-from affekt.finetune.gallery import gallery
-from affekt.finetune.plots import confusion, dot_plot, key
-from affekt.finetune.results import STREAM_NAMES, find_row, percent, row_name
+from affekt.finetune.probes.results import STREAM_NAMES, find_row, percent, row_name
+from affekt.finetune.report.gallery import gallery
+from affekt.finetune.report.plots import confusion, dot_plot, key
 from affekt.pretrain.curves import LEARNING, curve_cards, picture_cards
 from affekt.pretrain.log import read_metrics
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from affekt.data.files import write_text
 from affekt.data.shards import ShardIndex
-from affekt.finetune.menu import Task
+from affekt.finetune.probes.menu import Task
 
 ROW_NAMES = {
     "pretrained": "Pre-trained encoder",

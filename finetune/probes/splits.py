@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from affekt.data.errors import SettingsError
 from affekt.data.shards import ShardIndex
 from affekt.data.split import assert_disjoint, assert_no_shared_source, group_fraction, labelled_clips, where
-from affekt.finetune.menu import Task
+from affekt.finetune.probes.menu import Task
 
 Selector = dict[str, float | int | str | list[str | int]]
 

@@ -21,13 +21,23 @@ from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.machine import run_in_processes
 from affekt.data.settings import Settings
 from affekt.data.shards import ShardIndex
-from affekt.finetune.baselines import majority, statistics
 from affekt.finetune.features import FeatureTable, extract, weights_hash
-from affekt.finetune.menu import Task, Trial, best_of, plain_blocks, predict_test, search_both, search_stream, try_all
-from affekt.finetune.metrics import SCORES, bootstrap_interval, confusion_matrix, uar
-from affekt.finetune.report import write_report
-from affekt.finetune.results import describe_clips, versions, write_json
-from affekt.finetune.splits import Selector, check_unseen, make_task, unlearnable
+from affekt.finetune.metrics.confusion import SCORES, confusion_matrix, uar
+from affekt.finetune.metrics.intervals import bootstrap_interval
+from affekt.finetune.probes.baselines import majority, statistics
+from affekt.finetune.probes.menu import (
+    Task,
+    Trial,
+    best_of,
+    plain_blocks,
+    predict_test,
+    search_both,
+    search_stream,
+    try_all,
+)
+from affekt.finetune.probes.results import describe_clips, versions, write_json
+from affekt.finetune.probes.splits import Selector, check_unseen, make_task, unlearnable
+from affekt.finetune.report.probe import write_report
 from affekt.pretrain.export import load_encoder, random_encoder
 from affekt.pretrain.seen import read_seen
 

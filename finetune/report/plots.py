@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from affekt.finetune.results import STREAM_NAMES, percent, row_name
+from affekt.finetune.probes.results import STREAM_NAMES, percent, row_name
 
 
 def dot_plot(results: dict[str, Any]) -> str:

@@ -1,0 +1,101 @@
+"""Asking a model about clips: several views of each, the same ones every time, averaged per clip."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from affekt.data.batch import Batch, Streams
+from affekt.data.decode import Window
+from affekt.data.loader import eval_loader
+from affekt.data.shards import ShardIndex
+from affekt.finetune.features import by_streams
+from affekt.finetune.predictions import Kind
+
+SMALLEST = 1e-12  # of a mean probability, so that its logarithm is finite
+
+
+class Judge(Protocol):
+    """Anything that can be asked about clips: a fine-tuned model, a frozen encoder with a probe behind it."""
+
+    window: Window
+    streams: Streams
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """`logits` (B, K) and `values` (B, D), either or both; NaN in rows that lack every stream it could use."""
+
+
+@dataclass
+class Judged:
+    """What was said about M clips, in the order of `ids`; `unread` has the cause for each clip that is not among them:
+    it could not be decoded, or lacks every stream that the model knows."""
+
+    ids: list[str]
+    positions: list[int]
+    logits: np.ndarray | None
+    values: np.ndarray | None
+    unread: dict[str, str]
+
+
+@torch.inference_mode()
+def judge_clips(
+    judge: Judge,
+    index: ShardIndex,
+    positions: Sequence[int],
+    *,
+    kind: Kind = "single",
+    windows: int = 2,
+    batch_size: int = 16,
+    workers: int = 0,
+    alter: Callable[[Batch], Batch] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Judged:
+    """Views at `windows` evenly spaced places of each clip (fewer where it is so short that they would be the same).
+
+    Probabilities are averaged over the views of a clip, as published (HiCMAE: softmax), and given back as logits, their
+    logarithms (log-odds for `multi`); `values` are averaged as they are. Nothing is random. `alter` changes a batch of
+    views before the model meets it: to spoil it, or to take a stream away.
+    """
+    sums: dict[str, dict[int, np.ndarray]] = {}
+    views = np.zeros(len(positions), int)
+    unread: dict[str, str] = {}
+    for available, places in by_streams(index, positions, judge.streams):
+        loader = eval_loader(
+            index,
+            judge.window,
+            indices=[positions[p] for p in places],
+            windows_per_clip=windows,
+            batch_size=batch_size,
+            workers=workers,
+            streams=available,
+        )
+        for batch in loader:
+            unread.update(batch.skipped)
+            if not batch.ids:
+                continue
+            rows = [places[i] for i in batch.clip.tolist()]
+            for name, said in judge(alter(batch) if alter else batch).items():
+                said = said.double().cpu()
+                if name == "logits":
+                    said = said.sigmoid() if kind == "multi" else said.softmax(1)
+                block = sums.setdefault(name, {})
+                for place, value in zip(rows, said.numpy()):
+                    block[place] = block[place] + value if place in block else value
+            np.add.at(views, rows, 1)
+            if on_batch:
+                on_batch(len(rows))
+    lacking = [place for block in sums.values() for place, value in block.items() if np.isnan(value).any()]
+    unread |= {index.samples[positions[place]].id: "no stream that the model knows" for place in lacking}
+    seen = [p for p in np.flatnonzero(views).tolist() if p not in set(lacking)]
+    ids = [index.samples[positions[p]].id for p in seen]
+    for place, position in enumerate(positions):
+        if not views[place]:
+            unread.setdefault(index.samples[position].id, "no stream that the model knows")
+    means = {name: np.stack([block[p] / views[p] for p in seen]) for name, block in sums.items() if seen}
+    if "logits" in means:
+        p = means["logits"].clip(SMALLEST, 1)
+        means["logits"] = np.log(p) - np.log((1 - means["logits"]).clip(SMALLEST, 1)) if kind == "multi" else np.log(p)
+    return Judged(ids, [int(positions[p]) for p in seen], means.get("logits"), means.get("values"), unread)

@@ -1,0 +1,1 @@
+"""Scores, one function each, and their intervals."""

@@ -1,0 +1,1 @@
+"""Search among embeddings: one stream by the other, clips by a clip."""

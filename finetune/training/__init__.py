@@ -1,0 +1,1 @@
+"""Fine-tuning: heads, losses, what is varied, and the loop."""
