@@ -249,7 +249,7 @@ def test_dimensions_are_told_and_scored_by_ccc(shards, export, tmp_path):
     assert "CCC on test clips" in console.file.getvalue()
     checked = Results.read(tmp_path / "results.json")
     assert checked.main_score == "ccc" and checked.task == "dimensions" and checked.dimensions == ["valence"]
-    assert find_row(found, "statistics", "audio")["test"]["ccc"]["value"] > 0.7
+    assert find_row(found, "statistics", "audio")["test"]["ccc"]["value"] > 0.5
     assert find_row(found, "majority", "audio")["test"]["ccc"]["value"] == 0
     table = Predictions.read(tmp_path / "predictions" / "statistics_audio_seed0.safetensors")
     x, y = table.ratings[:, 0], table.values[:, 0]
@@ -273,7 +273,7 @@ def test_control_and_speaker_are_split_within_speakers_and_leave_test_clips_alon
         of = depth.tasks[name]
         (held,) = of.folds
         assert not set(of.fitting) & set(task.test) and set(held) < set(of.fitting)
-        assert [np.sum(speakers[held] == s) for s in sorted(set(speakers[of.fitting]))] == [2, 1, 2, 2, 2, 2]
+        assert [np.sum(speakers[held] == s) for s in sorted(set(speakers[of.fitting]))] == [1, 2, 2, 2, 2, 2]
         given = {(s, of.labels[c]) for s, c in zip(speakers[of.fitting], of.fitting)}
         assert len(given) == 6, "one label per speaker"
     assert len({label for _, label in given}) == 6

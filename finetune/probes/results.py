@@ -289,7 +289,7 @@ def describe_clips(index: ShardIndex, positions: np.ndarray, task: Task, label: 
     """Counts for the results: clips, groups and classes of each part, and what was left out."""
     parts = {}
     for part, clips in (("fit", task.fitting), ("choose", np.concatenate(task.folds)), ("test", task.test)):
-        names = Counter(task.classes[task.labels[c]] for c in clips)
+        names = Counter(task.classes[task.labels[c]] for c in clips) if task.classes else {}
         speakers = {index.samples[positions[c]].meta.get("speaker") for c in clips} - {None}
         parts[part] = {
             "clips": len(clips),
