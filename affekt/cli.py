@@ -296,7 +296,8 @@ def probe(
         return
     with progress("features", "windows", quiet=as_json) as report:
         results = measure(settings, report)
-    _show(results, settings.output / "report.html", as_json)
+    if results:  # other ranks than the first have computed features and are done
+        _show(results, settings.output / "report.html", as_json)
 
 
 @app.command()
