@@ -338,4 +338,4 @@ def _show(results: dict[str, Any], report: Path, as_json: bool) -> None:
         print(json.dumps(results, ensure_ascii=False))
     else:
         show_table(results, Console())
-        print(f"report: {report}")
+        print(f"report: {report if report.is_file() else report.with_name('results.json')}")
