@@ -215,7 +215,7 @@ GENERIC = {
 
 
 def find_protocol(name: str) -> Protocol:
-    """A row by its name, or one of the generic ones, `kfold:speaker:5`. Raises SettingsError that names what is near."""
+    """A row by its name, or a generic one, as `kfold:speaker:5`. Raises SettingsError that names what is near."""
     if name in PROTOCOLS:
         return PROTOCOLS[name]
     kind, *words = name.split(":")

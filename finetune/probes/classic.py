@@ -9,10 +9,10 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ TITLES = {
 }
 FEATURE_SETS = {"egemaps": "eGeMAPSv02", "compare": "ComParE_2016"}
 # Of the SVM, on features whose squared length is about 1: from hardly fitted to separated.
-COSTS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+COSTS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 SHORTEST = 16000 // 2  # samples of sound that openSMILE's functionals need; shorter clips are padded with silence
 SAVE_EVERY = 200  # clips, so that a killed run goes on near where it was
 
@@ -55,10 +55,8 @@ def descriptors(
     Raises SettingsError for a clip without the stream and where openSMILE is needed and not installed, DataError for a
     clip that cannot be decoded or has features that are not finite.
     """
-    if kind not in get_args(Descriptors):
-        raise SettingsError(f"descriptors `{kind}`: known are {', '.join(get_args(Descriptors))}")
+    path = cache / f"{kind}-{hashlib.sha256(needs(kind).encode()).hexdigest()[:8]}.safetensors"
     extractor = _extractor(kind)
-    path = cache / f"{kind}-{hashlib.sha256(_version(kind).encode()).hexdigest()[:8]}.safetensors"
     known = _read(path)
     keys = [_key(index, p, STREAM[kind]) for p in positions]
     missing = [i for i, key in enumerate(keys) if key not in known]
@@ -86,27 +84,31 @@ class LinearModel:
     def __init__(self, costs: Sequence[float] = COSTS):
         self.costs = tuple(sorted(costs))
 
-    def choose(self, train: np.ndarray, truth: np.ndarray, dev: np.ndarray, score: Callable[[np.ndarray], float]):
+    def choose(
+        self, train: np.ndarray, truth: np.ndarray, dev: np.ndarray, score: Callable[[np.ndarray], float]
+    ) -> tuple[float, float]:
         """(the cost, its score): fitted on `train`, what is said of `dev` scored by `score`."""
         scores = [score(said) for said in self.path(train, truth, dev, self.costs)]
         best = int(np.argmax(scores))
         return self.costs[best], scores[best]
 
-    def path(self, train: np.ndarray, truth: np.ndarray, other: np.ndarray, costs: Sequence[float]):
+    def path(
+        self, train: np.ndarray, truth: np.ndarray, other: np.ndarray, costs: Sequence[float], classes: int = 0
+    ) -> Iterator[np.ndarray]:
         """For each cost what is said of `other` (M, D): decision values (M, K) for class indices `truth` (N,), values
-        (M, D') for ratings (N, D')."""
+        (M, D') for ratings (N, D'). There are `classes`, or as many as `truth` shows."""
         rows, others = rotate(*standardise([train], [other]))
         rows, others = (x if x.shape[1] else np.zeros((len(x), 1)) for x in (rows, others))
         for cost in costs:
             if truth.ndim == 2:
                 yield Ridge(alpha=1 / cost).fit(rows, truth).predict(others).reshape(len(others), -1)
             else:
-                yield decision_values(rows, truth, others, cost)
+                yield decision_values(rows, truth, others, cost, max(classes, int(truth.max()) + 1))
 
 
-def decision_values(rows: np.ndarray, truth: np.ndarray, others: np.ndarray, cost: float) -> np.ndarray:
+def decision_values(rows: np.ndarray, truth: np.ndarray, others: np.ndarray, cost: float, classes: int) -> np.ndarray:
     """(M, K) one-against-the-rest values of a linear SVM; a class that no row has gets less than any other's."""
-    present, classes = np.unique(truth), int(truth.max()) + 1
+    present = np.unique(truth)
     values = np.zeros((len(others), classes))
     if len(present) > 1:
         model = LinearSVC(C=cost, class_weight="balanced", dual=True, random_state=0, max_iter=5000)
@@ -123,10 +125,8 @@ def _extractor(kind: Descriptors) -> Callable[[ShardIndex, int], np.ndarray]:
         return lambda index, p: _mel(whole_sound(index, p))
     if kind == "pixels":
         return _pixels
-    try:
-        import opensmile
-    except ImportError:
-        raise SettingsError(f"{kind}: needs openSMILE, which is not installed: pip install opensmile") from None
+    import opensmile
+
     smile = opensmile.Smile(opensmile.FeatureSet[FEATURE_SETS[kind]], opensmile.FeatureLevel.Functionals)
 
     def functionals(index: ShardIndex, position: int) -> np.ndarray:
@@ -160,16 +160,22 @@ def _pixels(index: ShardIndex, position: int) -> np.ndarray:
 
 def _key(index: ShardIndex, position: int, stream: str) -> str:
     members = index.samples[position].members
-    return next((members[name][2] for name in (("flac",) if stream == "audio" else ("mjpeg", "mp4")) if name in members), "")
+    return next(
+        (members[name][2] for name in (("flac",) if stream == "audio" else ("mjpeg", "mp4")) if name in members), ""
+    )
 
 
-def _version(kind: Descriptors) -> str:
+def needs(kind: str) -> str:
+    """What the descriptors are computed by, with its version. Raises SettingsError for unknown ones, and where
+    openSMILE is needed and not installed."""
+    if kind not in TITLES:
+        raise SettingsError(f"descriptors `{kind}`: known are {', '.join(TITLES)}")
     if kind not in FEATURE_SETS:
         return f"{kind} 1"
     try:
         return f"{kind} {version('opensmile')}"
     except PackageNotFoundError:
-        return kind
+        raise SettingsError(f"{kind}: needs openSMILE, which is not installed: pip install opensmile") from None
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
