@@ -56,6 +56,7 @@ MARKS = {
     "quarantine.jsonl": "shards",
     "metrics.jsonl": "a run of `affekt pretrain`",
     "config.json": "an export",
+    "evaluate.yaml": "results of `affekt evaluate`",
     "results.json": "results of `affekt probe`",
 }
 

@@ -18,7 +18,8 @@ import numpy as np
 from pydantic import Field
 
 from affekt.data.errors import DataError, SettingsError
-from affekt.data.files import refuse_other_kind
+from affekt.data.files import MARKS, refuse_other_kind
+from affekt.data.manifest import safe_id
 from affekt.data.settings import Settings
 from affekt.data.shards import ShardIndex
 from affekt.data.split import where
@@ -28,7 +29,7 @@ from affekt.finetune.predictions import Predictions, pooled
 from affekt.finetune.protocols import Protocol, cross_classes, find_protocol
 from affekt.finetune.splits import Selector
 
-KIND = "results of `affekt evaluate`"
+KIND = MARKS[SETTINGS := "evaluate.yaml"]
 Progress = Callable[[str, int, int], None]
 
 
@@ -128,7 +129,7 @@ def run_fold(contender: Contender, part: Part, seed: int, output: Path) -> tuple
     """What a contender says of one fold, from its file where that was made with the same settings from the same clips,
     and that file. The test predictions are written last, so where they are there all is."""
     folder = output / "predictions" / f"{part.selected}-selected" / contender.name
-    stem = f"fold-{part.fold.name}-seed-{seed}"
+    stem = f"fold-{safe_id(part.fold.name)}-seed-{seed}"
     test, dev = (folder / f"{stem}.{side}.safetensors" for side in ("test", "dev"))
     digest = digest_of(contender, part, seed)
     kept = _read(test, digest)
@@ -187,7 +188,8 @@ def join_parts(table: Predictions, tokens: int) -> Predictions:
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """The folder of one evaluation for one process. What a killed one left half written is removed."""
-    refuse_other_kind(output, KIND)
+    if not (output / SETTINGS).exists():
+        refuse_other_kind(output, KIND)
     output.mkdir(parents=True, exist_ok=True)
     lock = os.open(output, os.O_RDONLY)
     try:
