@@ -116,7 +116,9 @@ def _check_taught(clips: Clips) -> None:
         hot = np.nan_to_num(part.targets.target[part.train]).max(0, initial=0)
         taught |= {name for name, most in zip(part.targets.classes, hot) if most > 0}
     if clips.classes and len(taught) < 2:
-        raise SettingsError(f"the clips to learn from have one class alone ({', '.join(taught) or 'none'}); it takes two")
+        raise SettingsError(
+            f"the clips to learn from have one class alone ({', '.join(taught) or 'none'}); it takes two"
+        )
     for part in clips.parts:
         for side, positions in (("development", part.dev), ("test", part.test)):
             labels = part.targets.label[positions]

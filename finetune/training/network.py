@@ -85,7 +85,9 @@ def _check_preparation(encoder: Encoder, prepare: dict[str, Any], settings: Fine
     keys = [key for key in ("size", "fps", "sample_rate", "face") if key in encoder.prepare and key in prepare]
     used = settings.streams or encoder.streams
     keys = [key for key in keys if used != "audio" or key in ("fps", "sample_rate")]
-    other = [f"{key} {prepare[key]}, not {encoder.prepare[key]}" for key in keys if prepare[key] != encoder.prepare[key]]
+    other = [
+        f"{key} {prepare[key]}, not {encoder.prepare[key]}" for key in keys if prepare[key] != encoder.prepare[key]
+    ]
     if other:
         raise SettingsError(
             f"the clips were prepared with {'; '.join(other)}, which {settings.encoder} was trained on; prepare them "
