@@ -18,7 +18,6 @@ import numpy as np
 from pydantic import Field
 
 from affekt.data.errors import DataError, SettingsError
-from affekt.data.files import MARKS, refuse_other_kind
 from affekt.data.manifest import safe_id
 from affekt.data.settings import Settings
 from affekt.data.shards import ShardIndex
@@ -29,7 +28,7 @@ from affekt.finetune.predictions import Predictions, pooled
 from affekt.finetune.protocols import Protocol, cross_classes, find_protocol
 from affekt.finetune.splits import Selector
 
-KIND = MARKS[SETTINGS := "evaluate.yaml"]
+SETTINGS = "evaluate.yaml"
 Progress = Callable[[str, int, int], None]
 
 
@@ -132,20 +131,20 @@ def run_fold(contender: Contender, part: Part, seed: int, output: Path) -> tuple
     stem = f"fold-{safe_id(part.fold.name)}-seed-{seed}"
     test, dev = (folder / f"{stem}.{side}.safetensors" for side in ("test", "dev"))
     digest = digest_of(contender, part, seed)
-    kept = _read(test, digest)
-    if kept is not None:
-        on_dev = _read(dev, digest) if part.selected == "dev" else None
-        if on_dev is not None or not kept.about["has_dev"]:
-            return Outcome(kept, on_dev, kept.about["chosen"], kept.about["unread"]), test
-    outcome = contender.judge(part, seed, output / "work" / f"{part.selected}-selected" / contender.name / stem)
-    about = {"name": contender.name, "seed": seed, "streams": contender.streams, "digest": digest}
-    about |= {"has_dev": outcome.dev is not None, "chosen": outcome.chosen, "unread": outcome.unread}
-    _check(outcome, part, contender)
-    for table, path, side in ((outcome.dev, dev, "dev"), (outcome.test, test, "test")):
-        if table is not None:
-            own = {"fold": part.fold.name, "part": side, "selected": part.selected}
-            replace(table, about={**table.about, **own, **about}).save(path)
-    return run_fold(contender, part, seed, output)  # as it is read: what is scored is what is kept
+    kept = _kept(test, dev, digest)
+    if kept is None:
+        with locked(folder, stem):
+            outcome = contender.judge(part, seed, output / "work" / f"{part.selected}-selected" / contender.name / stem)
+            _check(outcome, part, contender)
+            about = {"name": contender.name, "seed": seed, "fold": part.fold.name, "selected": part.selected}
+            about |= {"streams": contender.streams, "has_dev": outcome.dev is not None, "digest": digest}
+            about |= {"chosen": outcome.chosen, "unread": outcome.unread}
+            for table, path, side in ((outcome.dev, dev, "dev"), (outcome.test, test, "test")):
+                if table is not None:
+                    replace(table, about={**table.about, **about, "part": side}).save(path)
+        kept = _kept(test, dev, digest)  # as it is read: what is scored is what is kept
+    assert kept is not None, f"{test} was just written"
+    return kept, test
 
 
 def digest_of(contender: Contender, part: Part, seed: int) -> str:
@@ -186,30 +185,38 @@ def join_parts(table: Predictions, tokens: int) -> Predictions:
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """The folder of one evaluation for one process. What a killed one left half written is removed."""
-    if not (output / SETTINGS).exists():
-        refuse_other_kind(output, KIND)
-    output.mkdir(parents=True, exist_ok=True)
-    lock = os.open(output, os.O_RDONLY)
+def locked(folder: Path, stem: str) -> Iterator[None]:
+    """One fold for one process, so that several may share the folds of an evaluation. What a killed one left half
+    written is removed. Raises SettingsError where another process is at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / f".{stem}.lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for path in (output / "predictions").rglob(".*.safetensors.*"):
+        for path in folder.glob(f".{stem}.*.safetensors.*"):
             path.unlink()
         yield
     except BlockingIOError:
-        raise SettingsError(f"{output}: another `affekt evaluate` works in this folder; wait for it to end") from None
+        raise SettingsError(
+            f"{folder}: another `affekt evaluate` works on {stem}; give each its own --folds, and collect the table by a "
+            "last call without"
+        ) from None
     finally:
         os.close(lock)
 
 
-def _read(path: Path, digest: str) -> Predictions | None:
-    """The predictions of a file, None where there is none or it was made otherwise. Raises DataError for a damaged
-    one."""
-    if not path.exists():
+def _kept(test: Path, dev: Path, digest: str) -> Outcome | None:
+    """What the files of a fold hold, None where they are not there or were made otherwise. Raises DataError for a
+    damaged one."""
+
+    def read(path: Path) -> Predictions | None:
+        table = Predictions.read(path) if path.exists() else None
+        return table if table and table.about.get("digest") == digest else None
+
+    on_test = read(test)
+    on_dev = read(dev) if on_test and on_test.about["has_dev"] else None
+    if on_test is None or (on_dev is None and on_test.about["has_dev"]):
         return None
-    table = Predictions.read(path)
-    return table if table.about.get("digest") == digest else None
+    return Outcome(on_test, on_dev, on_test.about["chosen"], on_test.about["unread"])
 
 
 def _check(outcome: Outcome, part: Part, contender: Contender) -> None:
