@@ -104,9 +104,7 @@ class Classifier(nn.Module):
         tokens = self.tokens(inputs)
         features = {}
         for stream, (last, valid) in self.last_tokens(inputs, tokens).items():
-            means = [
-                mean_of_tokens(tokens[f"{stream}_{i}"], valid) for i in range(1, self.encoder.settings.depth + 1)
-            ]
+            means = [mean_of_tokens(tokens[f"{stream}_{i}"], valid) for i in range(1, self.encoder.settings.depth + 1)]
             weights = getattr(self, f"layer_weights_{stream}").softmax(0)
             summed = (torch.stack(means, 1) * weights[:, None]).sum(1)  # (B, depth, D) -> (B, D)
             features[stream] = torch.stack((summed, mean_of_tokens(last, valid)), 1)
