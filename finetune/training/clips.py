@@ -44,11 +44,13 @@ class Clips:
     classes: list[str]
     dimensions: dict[str, tuple[float, float]]
 
-    def corpora(self, streams_of_loader: str, refit: bool) -> list[Corpus]:
-        """What is trained on, for the loader; `refit` adds the development clips."""
+    def corpora(self, with_dev: bool = False) -> list[Corpus]:
+        """What is trained on, for the loader."""
         alone = len(self.parts) == 1
         return [
-            Corpus(p.index, np.array(sorted(p.train + p.dev if refit else p.train)), p.weight, "" if alone else p.name)
+            Corpus(
+                p.index, np.array(sorted(p.train + p.dev if with_dev else p.train)), p.weight, "" if alone else p.name
+            )
             for p in self.parts
         ]
 
@@ -140,11 +142,13 @@ def check_leaks(clips: Clips, settings: FinetuneSettings, seen: dict[str, Any] |
 @dataclass(frozen=True)
 class Table:
     """Targets of all clips of all corpora, by `Batch.clip`, on the device: `target` (N, K) with NaN rows where there is
-    none, `known` bool (N, K) the classes of the clip's corpus, `ratings` (N, D) from -1 to 1, NaN where absent."""
+    none, `known` bool (N, K) the classes of the clip's corpus, `ratings` (N, D) from -1 to 1, NaN where absent; `group`
+    int64 (N,) differs where corpora do, or what is known of clips, which are then not to be mixed."""
 
     target: Tensor
     known: Tensor
     ratings: Tensor
+    group: Tensor
 
     def of(self, clip: Tensor) -> "Table":
         """The rows of a batch; those of no clip (-1) know nothing."""
@@ -154,10 +158,12 @@ class Table:
             self.target[at].masked_fill(nobody, float("nan")),
             self.known[at],
             self.ratings[at].masked_fill(nobody, float("nan")),
+            self.group[at].masked_fill(nobody[:, 0], -1),
         )
 
     def to(self, device: torch.device) -> "Table":
-        return Table(*(x.to(device, non_blocking=True) for x in (self.target, self.known, self.ratings)))
+        tensors = (self.target, self.known, self.ratings, self.group)
+        return Table(*(x.to(device, non_blocking=True) for x in tensors))
 
 
 def make_table(clips: Clips) -> Table:
@@ -167,8 +173,9 @@ def make_table(clips: Clips) -> Table:
     target = torch.zeros(rows, len(clips.classes))
     known = torch.zeros(rows, len(clips.classes), dtype=torch.bool)
     ratings = torch.full((rows, len(clips.dimensions)), float("nan"))
+    group = torch.zeros(rows, dtype=torch.int64)
     first = 0
-    for part in clips.parts:
+    for number, part in enumerate(clips.parts):
         here = slice(first, first + len(part.index.samples))
         known[here, part.columns] = True
         target[here, part.columns] = torch.from_numpy(part.targets.target)
@@ -177,5 +184,7 @@ def make_table(clips: Clips) -> Table:
         low, high = (np.array([span[i] for span in part.targets.dimensions.values()]) for i in (0, 1))
         scaled = (2 * part.targets.ratings - low - high) / (high - low)
         ratings[here, part.dimensions] = torch.from_numpy(scaled).float()
+        rated = (~ratings[here].isnan()).long() @ (2 ** torch.arange(len(clips.dimensions)))
+        group[here] = (rated * 2 + ~target[here].isnan().any(1)) * len(clips.parts) + number
         first = here.stop
-    return Table(target, known, ratings)
+    return Table(target, known, ratings, group)

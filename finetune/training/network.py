@@ -10,7 +10,7 @@ from affekt.data.batch import Streams
 from affekt.data.errors import SettingsError
 from affekt.finetune.classifier import Classifier
 from affekt.finetune.training.heads import create_head
-from affekt.finetune.training.layers import layer_ids, parameter_groups
+from affekt.finetune.training.layers import freeze, layer_ids, parameter_groups
 from affekt.finetune.training.settings import FinetuneOptim, FinetuneSettings
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.encoders import drop_path_rates
@@ -48,8 +48,16 @@ def create_network(settings: FinetuneSettings, outputs: int, prepare: dict[str, 
             encoder = create_encoder(encoder.settings, encoder.window.frame_stride, prepare)
     set_drop_path(encoder, settings.drop_path)
     network = create_head(encoder, outputs, settings.streams or encoder.streams, settings.head)
+    freeze(network, depths(network), settings.freeze)
+    settings.adapting.add(network)
     _freeze_unused(network)
     return network
+
+
+def depths(network: Classifier) -> dict[str, int]:
+    """The depth of every weight, see `layer_ids`."""
+    s = network.encoder.settings
+    return layer_ids(network, s.depth, s.fusion_depth if s.streams == "both" else 0)
 
 
 def set_drop_path(encoder: Encoder, last: float) -> None:
@@ -63,9 +71,7 @@ def set_drop_path(encoder: Encoder, last: float) -> None:
 
 def create_optimizer(network: Classifier, settings: FinetuneOptim) -> torch.optim.AdamW:
     """Fused AdamW over what is not frozen, with a factor `lr_scale` on the rate of each layer."""
-    s = network.encoder.settings
-    ids = layer_ids(network, s.depth, s.fusion_depth if s.streams == "both" else 0)
-    groups = parameter_groups(network, ids, settings.layer_decay, settings.weight_decay)
+    groups = parameter_groups(network, depths(network), settings.layer_decay, settings.weight_decay)
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
 
 

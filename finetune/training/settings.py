@@ -10,6 +10,8 @@ from affekt.data.loader import Augment
 from affekt.data.settings import Settings
 from affekt.finetune.classifier import Missing
 from affekt.finetune.splits import Selector
+from affekt.finetune.training.adapting import Adapting
+from affekt.finetune.training.varied import Varied
 from affekt.pretrain.engine import Precision
 from affekt.pretrain.guard import GuardSettings
 from affekt.pretrain.hicmae import HiCMAESettings
@@ -176,10 +178,16 @@ class FinetuneSettings(Settings):
     frame_stride: int = Field(4, ge=1, description="of `model`: video frames between two sampled ones, at 25 fps")
     streams: Streams | None = Field(None, description="both, video or audio; null: those of the encoder")
     drop_path: float = Field(0.0, ge=0, lt=1, description="of the last layer, growing from 0; published: 0.1")
+    freeze: int | Literal["encoder"] = Field(
+        0, description="depths that stay as they are: 1 the patch embeddings, 2 and the first blocks ...; encoder: all"
+    )
+    adapting: Adapting = Field(Adapting(), description="few weights in a frozen encoder: LoRA, adapters")
     head: HeadSettings = HeadSettings()
     data: DataSettings
+    varied: Varied = Varied()
     loss: LossSettings = LossSettings()
     optim: FinetuneOptim = FinetuneOptim()
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of a running mean of the weights, which is judged; 0: none")
     train: TrainSettings
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="one fine-tuning each")
     refit: bool = Field(False, description="after the choice fit again on train and development clips together")
