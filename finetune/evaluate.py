@@ -197,8 +197,8 @@ def locked(folder: Path, stem: str) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise SettingsError(
-            f"{folder}: another `affekt evaluate` works on {stem}; give each its own --folds, and collect the table by a "
-            "last call without"
+            f"{folder}: another `affekt evaluate` works on {stem}; give each its own --folds, and collect the table "
+            "by a last call without"
         ) from None
     finally:
         os.close(lock)
