@@ -5,21 +5,22 @@ compare(ours, theirs)         # Difference, paired on the clips that both have j
 values(predictions)           # plain numbers, for choosing on development clips
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from affekt.data.errors import SettingsError
-from affekt.finetune.metrics import confidence, confusion, dimensions, multilabel, shares
+from affekt.finetune.calibration import describe_calibration, fit_temperatures, risk_coverage
+from affekt.finetune.metrics.catalogue import Score, Truth, all_scores
+from affekt.finetune.metrics.confusion import confusion_matrix
 from affekt.finetune.metrics.intervals import as_interval, resampled, two_sided_p
 from affekt.finetune.predictions import Predictions
-from affekt.finetune.schema import Difference, Estimate
+from affekt.finetune.schema import Calibration, Difference, Estimate, Fold, Mistake, Speaker, System
 
 Task = Literal["single", "soft", "multi", "dimensions", "joint"]
-Truth = Literal["label", "shares", "ratings"]
 MAIN: dict[Task, str] = {
     "single": "uar",
     "soft": "multi_macro_f1",
@@ -27,115 +28,6 @@ MAIN: dict[Task, str] = {
     "dimensions": "ccc",
     "joint": "uar",
 }
-
-
-@dataclass(frozen=True)
-class Score:
-    """A score by name: what has to be known of a clip for it to count, and the function of such clips and of how often
-    each counts `(..., N)`. `dimension` is the one it is of; None is all."""
-
-    title: str
-    truth: Truth
-    of: Callable[[Predictions, np.ndarray | None], np.ndarray]
-    higher: bool = True
-    dimension: int | None = None
-
-    def rows(self, predictions: Predictions) -> np.ndarray:
-        """bool (N,): the clips that it can be computed on."""
-        known = getattr(predictions, self.truth)
-        said = predictions.values if self.truth == "ratings" else predictions.logits
-        if known is None or said is None:
-            return np.zeros(len(predictions), bool)
-        if self.truth == "label":
-            return known >= 0
-        return np.isfinite(known if self.dimension is None else known[:, [self.dimension]]).all(1)
-
-
-def _matrix(function: confusion.Score) -> Callable:
-    def of(p: Predictions, weights: np.ndarray | None) -> np.ndarray:
-        return function(confusion.confusion_matrices(p.label, p.logits.argmax(1), len(p.classes), weights))
-
-    return of
-
-
-def _masked(function: confusion.Score) -> Callable:
-    """The answer is sought among the classes that occur in the truth of all clips."""
-
-    def of(p: Predictions, weights: np.ndarray | None) -> np.ndarray:
-        present = np.bincount(p.label, minlength=len(p.classes)) > 0
-        prediction = confusion.masked_argmax(p.logits, present)
-        return function(confusion.confusion_matrices(p.label, prediction, len(p.classes), weights))
-
-    return of
-
-
-def _sure(function: Callable) -> Callable:
-    return lambda p, weights: function(p.probabilities.max(1), p.logits.argmax(1) == p.label, weights=weights)
-
-
-def _shares(function: Callable) -> Callable:
-    return lambda p, weights: function(p.shares, distribution(p), weights)
-
-
-def _sets(function: Callable) -> Callable:
-    return lambda p, weights: function(multilabel.above_chance(p.shares), chosen_sets(p), weights)
-
-
-def _dimensions(function: Callable) -> Callable:
-    def of(p: Predictions, weights: np.ndarray | None) -> np.ndarray:
-        return np.mean([function(t, v, weights) for t, v in zip(p.ratings.T, p.values.T)], axis=0)
-
-    return of
-
-
-def chosen_sets(predictions: Predictions) -> np.ndarray:
-    """bool (N, K): the classes that a model says hold: more than 1/K of a softmax, more than 1/2 of a sigmoid."""
-    if predictions.kind == "multi":
-        return predictions.logits > 0
-    return multilabel.above_chance(predictions.probabilities)
-
-
-def distribution(predictions: Predictions) -> np.ndarray:
-    """(N, K): probabilities whose rows sum to 1; sigmoids are divided by their sum."""
-    p = predictions.probabilities
-    return p / np.maximum(p.sum(1, keepdims=True), np.finfo(float).tiny)
-
-
-ONE_CLASS = {
-    "uar": Score("UAR", "label", _matrix(confusion.uar)),
-    "war": Score("WAR", "label", _matrix(confusion.war)),
-    "macro_f1": Score("Macro F1", "label", _matrix(confusion.macro_f1)),
-    "weighted_f1": Score("Weighted F1", "label", _matrix(confusion.weighted_f1)),
-    "micro_f1": Score("Micro F1", "label", _matrix(confusion.micro_f1)),
-    "top2": Score("Top 2", "label", lambda p, weights: confidence.top_k(p.logits, p.label, 2, weights)),
-    "top3": Score("Top 3", "label", lambda p, weights: confidence.top_k(p.logits, p.label, 3, weights)),
-    "nll": Score("NLL", "label", lambda p, weights: confidence.nll(p.logits, p.label, weights), False),
-    "brier": Score("Brier", "label", lambda p, weights: confidence.brier(p.probabilities, p.label, weights), False),
-    "ece": Score("ECE", "label", _sure(confidence.ece), False),
-    "classwise_ece": Score(
-        "Class-wise ECE", "label", lambda p, w: confidence.classwise_ece(p.probabilities, p.label, w), False
-    ),
-    "aurc": Score("AURC", "label", _sure(confidence.aurc), False),
-    "auroc": Score("AUROC of confidence", "label", _sure(confidence.auroc)),
-}
-# Where the test set lacks classes that the model knows. The present-only UAR is `uar`.
-PRESENT_ONLY = {
-    "present_macro_f1": Score("Macro F1 of present classes", "label", _matrix(confusion.present_macro_f1)),
-    "masked_uar": Score("UAR among present classes", "label", _masked(confusion.uar)),
-    "masked_macro_f1": Score("Macro F1 among present classes", "label", _masked(confusion.present_macro_f1)),
-}
-VOTES = {
-    "agreement": Score("Raters who agree", "shares", _shares(shares.agreement)),
-    "kl": Score("KL", "shares", _shares(shares.kl), False),
-    "js": Score("JS", "shares", _shares(shares.js), False),
-    "chebyshev": Score("Chebyshev", "shares", _shares(shares.chebyshev), False),
-    "cosine": Score("Cosine", "shares", _shares(shares.cosine)),
-    "intersection": Score("Intersection", "shares", _shares(shares.intersection)),
-    "multi_macro_f1": Score("Macro F1 of sets", "shares", _sets(multilabel.multi_macro_f1)),
-    "multi_micro_f1": Score("Micro F1 of sets", "shares", _sets(multilabel.multi_micro_f1)),
-    "weighted_accuracy": Score("Weighted accuracy of sets", "shares", _sets(multilabel.weighted_accuracy)),
-}
-RATED = {"ccc": dimensions.ccc, "pcc": dimensions.pcc, "rmse": dimensions.rmse, "mae": dimensions.mae}
 
 
 def task_of(predictions: Predictions) -> Task:
@@ -154,33 +46,6 @@ def task_of(predictions: Predictions) -> Task:
 def main_score(task: Task) -> str:
     """The one score by which models of a task are chosen and compared."""
     return MAIN[task]
-
-
-def all_scores(predictions: Predictions) -> dict[str, Score]:
-    """Every score that this table has clips for, by name. `ccc` is the mean over the dimensions, on clips that are
-    rated in all of them, `ccc_valence` that of one. A model of sets (`multi`) says no one class: it has scores of sets.
-    """
-    found: dict[str, Score] = {}
-    if predictions.kind == "single":
-        found |= ONE_CLASS
-        known = predictions.label[predictions.label >= 0] if predictions.label is not None else np.zeros(0, int)
-        if len(np.unique(known)) < len(predictions.classes):
-            found |= PRESENT_ONLY
-        for k in (2, 3):
-            if k >= len(predictions.classes):
-                found.pop(f"top{k}")
-    found |= VOTES
-    for name, function in RATED.items():
-        higher = name in ("ccc", "pcc")
-        found[name] = Score(name.upper(), "ratings", _dimensions(function), higher)
-        for d, dimension in enumerate(predictions.dimensions):
-            of = partial(_one_dimension, function, d)
-            found[f"{name}_{dimension}"] = Score(f"{name.upper()} {dimension}", "ratings", of, higher, d)
-    return {name: one for name, one in found.items() if one.rows(predictions).any()}
-
-
-def _one_dimension(function: Callable, d: int, p: Predictions, weights: np.ndarray | None) -> np.ndarray:
-    return function(p.ratings[:, d], p.values[:, d], weights)
 
 
 def values(predictions: Predictions, names: Iterable[str] | None = None) -> dict[str, float]:
@@ -210,7 +75,8 @@ def score(
     for rows, wanted in _by_rows(tables[0], _named(tables[0], names)).items():
         parts = [table.take(np.array(rows)) for table in tables]
         measures = {name: partial(_mean, one, parts) for name, one in wanted.items()}
-        found |= _estimates(measures, parts[0], bootstrap, seed, cluster)[0]
+        centred = {name for name, one in wanted.items() if one.centred}
+        found |= _estimates(measures, parts[0], bootstrap, seed, cluster, centred)[0]
     return {name: found[name] for name in _named(tables[0], names)}
 
 
@@ -254,6 +120,58 @@ def compare(
     )
 
 
+def describe_system(
+    name: str,
+    title: str,
+    kind: str,
+    predictions: Predictions | Sequence[Predictions],
+    dev: Sequence[Predictions] | None = None,
+    *,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    cluster: str | None = "speaker",
+    mistakes: int = 24,
+    **other: Any,
+) -> System:
+    """All that `results.json` says of one model, from what it said about the clips of all test folds.
+
+    `predictions` is a table per seed, all folds in it with their names in `meta["fold"]`. `dev` are those of the
+    development clips, a table per seed and fold by `about`; where every fold of every seed has one, temperatures are
+    fitted on it and applied to that fold alone. `other` are further keys of `System`, as `selected` and `predictions`.
+    """
+    tables = same_clips(predictions)
+    first, how = tables[0], {"bootstrap": bootstrap, "seed": seed}
+    scores = score(tables, cluster=cluster, **how)
+    main = main_score(task_of(first))
+    labelled = first.kind == "single" and "war" in scores
+    rows = first.label >= 0 if labelled else np.zeros(len(first), bool)
+    known = [table.take(rows) for table in tables]
+    about = {
+        "streams": first.about.get("streams", "both"),
+        "selected": first.about.get("selected", "dev"),
+        "seeds": [table.about["seed"] for table in tables if "seed" in table.about],
+    }
+    curve = risk_coverage(known, title, clusters(known[0], cluster), **how) if labelled else None
+    return System(
+        name=name,
+        title=title,
+        kind=kind,
+        clips=len(first),
+        scores=scores,
+        by_seed=[values(table) for table in tables],
+        by_fold=[
+            Fold(name=fold, clips=len(parts[0]), scores={k: v for k, v in _values(parts).items() if k in scores})
+            for fold, parts in _parted(tables, "fold").items()
+        ],
+        confusion=sum(_confusion(table) for table in known).tolist() if labelled else [],
+        speakers=_speakers(tables, main),
+        calibration=_calibration(tables, dev or []) if first.logits is not None else None,
+        risk_coverage=curve,
+        mistakes=_mistakes(known, mistakes) if labelled else [],
+        **about | other,
+    )
+
+
 def same_clips(predictions: Predictions | Sequence[Predictions]) -> list[Predictions]:
     """Tables of several seeds in the order of the first. Raises SettingsError where their clips differ."""
     tables = [predictions] if isinstance(predictions, Predictions) else list(predictions)
@@ -285,14 +203,16 @@ def clusters(predictions: Predictions, name: str | None) -> list[str] | None:
     return [f"{name} {value}" if value else f"clip {clip}" for value, clip in zip(known, predictions.ids)]
 
 
-def _estimates(measures, clips: Predictions, bootstrap: int, seed: int, cluster: str | None):
+def _estimates(measures, clips: Predictions, bootstrap: int, seed: int, cluster: str | None, centred=frozenset()):
     """Estimates by name, and the scores `(bootstrap,)` in all resamples they were made from."""
     groups = clusters(clips, cluster)
     scores = resampled(measures, len(clips), groups, bootstrap, seed)
     once = np.ones((1, len(clips)), np.float32)
     found = {}
     for name, measure in measures.items():
-        interval = as_interval(measure(once)[0], scores[name], len(clips), groups, cluster or "clip")
+        interval = as_interval(
+            measure(once)[0], scores[name], len(clips), groups, cluster or "clip", centred=name in centred
+        )
         found[name] = Estimate(**interval.as_dict())
     return found, scores
 
@@ -323,3 +243,65 @@ def _same_truth(ours: Predictions, theirs: Predictions, truth: Truth) -> None:
     a, b = getattr(ours, truth), getattr(theirs, truth)
     if b is None or not np.array_equal(a, b, equal_nan=truth != "label"):
         raise SettingsError(f"the two runs were told different {truth} of the same clips; score both by one rule")
+
+
+def _values(tables: Sequence[Predictions]) -> dict[str, float]:
+    """Means over seeds, of the scores that there are for every one."""
+    found = [values(table) for table in tables]
+    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+
+
+def _confusion(table: Predictions) -> np.ndarray:
+    return confusion_matrix(table.label, table.logits.argmax(1), len(table.classes))
+
+
+def _parted(tables: Sequence[Predictions], by: str) -> dict[str, list[Predictions]]:
+    """The clips of each value of `meta[by]`, in order of appearance; those without one are in none."""
+    column = np.array(tables[0].meta.get(by, []), str)
+    return {
+        value: [table.take(column == value) for table in tables] for value in dict.fromkeys(column.tolist()) if value
+    }
+
+
+def _speakers(tables: Sequence[Predictions], main: str) -> list[Speaker]:
+    found = []
+    for name, parts in _parted(tables, "speaker").items():
+        if main in all_scores(parts[0]):
+            value = float(np.mean([values(part, [main])[main] for part in parts]))
+            sex = next(iter(parts[0].meta.get("sex", [])), "")
+            found.append(Speaker(name=name, clips=len(parts[0]), score=value, sex=sex))
+    return found
+
+
+def _calibration(tables: Sequence[Predictions], dev: Sequence[Predictions]) -> Calibration | None:
+    """Each fold of each seed is scaled by the temperatures of its own development clips."""
+    devs = {(part.about.get("seed"), str(part.about.get("fold", ""))): part for part in dev}
+    temperatures, scaled = [], []
+    for table in tables:
+        folds = np.array(table.meta.get("fold", [""] * len(table)), str)
+        logits = table.logits.copy()
+        for fold in dict.fromkeys(folds.tolist()):
+            part = devs.get((table.about.get("seed"), fold))
+            if part is None:
+                return None
+            temperatures.append(fit_temperatures(part))
+            logits[folds == fold] = temperatures[-1].apply(table.take(folds == fold)).logits
+        scaled.append(replace(table, logits=logits))
+    return describe_calibration(tables, scaled, temperatures)
+
+
+def _mistakes(tables: Sequence[Predictions], most: int) -> list[Mistake]:
+    """Clips that the mean of the seeds' probabilities gets wrong, the surest first."""
+    p, first = np.mean([table.probabilities for table in tables], axis=0), tables[0]
+    wrong = np.flatnonzero(p.argmax(1) != first.label)
+    speakers = first.meta.get("speaker", [""] * len(first))
+    return [
+        Mistake(
+            id=first.ids[row],
+            truth=first.classes[first.label[row]],
+            prediction=first.classes[p[row].argmax()],
+            confidence=float(p[row].max()),
+            speaker=speakers[row],
+        )
+        for row in wrong[np.argsort(-p[wrong].max(1), kind="stable")][:most]
+    ]

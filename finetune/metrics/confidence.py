@@ -18,14 +18,16 @@ def ece(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray | None = 
     """Expected calibration error with bins of equal mass (Nguyen and O'Connor 2015): the mean gap between confidence
     and the share that is right, over the clips' bins. `right` may be the share of raters who agree."""
     confidence, right = same_shape(confidence, right)
-    mass, gap = _runs(confidence, weigh(weights, len(confidence)), right - confidence)
-    middle = np.cumsum(mass, -1) - mass / 2
-    total = mass.sum(-1, keepdims=True)
-    place = np.minimum((middle / total * bins).astype(int), bins - 1)
-    rows = np.arange(place.size // place.shape[-1])[:, None] * bins
-    flat = (place.reshape(len(rows), -1) + rows).ravel()
-    sums = np.bincount(flat, gap.ravel(), minlength=len(rows) * bins).reshape(*place.shape[:-1], bins)
-    return np.abs(sums).sum(-1) / total[..., 0]
+    mass, gap = (np.atleast_2d(part) for part in _runs(confidence, weigh(weights, len(confidence)), right - confidence))
+    total = mass.sum(1)
+    # A run belongs to the bin that its middle lies in. Counted in 1 / (2 bins) clips all of this is whole numbers.
+    middles = bins * (2 * np.cumsum(mass, 1) - mass)
+    inner = [np.searchsorted(row, 2 * n * np.arange(1, bins)) for row, n in zip(middles, total)]
+    edges = np.pad(np.array(inner, int).reshape(len(mass), bins - 1), ((0, 0), (1, 1)))
+    edges[:, -1] = mass.shape[1]
+    so_far = np.pad(np.cumsum(gap, 1), ((0, 0), (1, 0)))
+    gaps = np.abs(np.diff(np.take_along_axis(so_far, edges, 1), axis=1)).sum(1) / total
+    return gaps.reshape(np.shape(weights)[:-1])
 
 
 def classwise_ece(
@@ -111,7 +113,7 @@ def _runs(key: np.ndarray, weights: np.ndarray, values: np.ndarray) -> tuple[np.
     order = np.argsort(key, kind="stable")
     ordered = key[order]
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    mass = weights[..., order]
+    mass = np.take(weights, order, -1)
     sums = mass * np.asarray(values, float)[order]
     if len(first) == len(key):
         return mass, sums

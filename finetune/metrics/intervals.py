@@ -43,6 +43,7 @@ def resampled(
         raise SettingsError(f"{n} resamples give no interval; 2000 are usual")
     found: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     for weights in resample_weights(num_clips, groups, n, seed):
+        weights = weights.astype(float)
         for name, measure in measures.items():
             found[name].append(measure(weights))
     scores = {name: np.concatenate(parts) for name, parts in found.items()}
@@ -71,9 +72,21 @@ def intervals(
 
 
 def as_interval(
-    value: float, scores: np.ndarray, num_clips: int, groups: Sequence[str] | None, cluster: str = "speaker"
+    value: float,
+    scores: np.ndarray,
+    num_clips: int,
+    groups: Sequence[str] | None,
+    cluster: str = "speaker",
+    *,
+    centred: bool = False,
 ) -> Interval:
-    """`value` with the percentiles of its `scores` in the resamples of those clips."""
+    """`value` with the percentiles of its `scores` in the resamples of those clips.
+
+    A calibration error is a mean of absolute gaps, to which resampling adds some of its own; `centred` shifts the
+    scores so that their median is the value, but not below 0.
+    """
+    if centred:
+        scores = np.maximum(scores - np.median(scores) + value, 0)
     low, high = np.quantile(scores, [0.025, 0.975])
     clusters = num_clips if groups is None else len(set(groups))
     return Interval(float(value), float(low), float(high), resampling_unit(groups, cluster), clusters)

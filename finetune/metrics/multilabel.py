@@ -53,5 +53,6 @@ def _counts(truth: np.ndarray, prediction: np.ndarray, weights: np.ndarray | Non
             f"{prediction.shape}"
         )
     weights = weigh(weights, len(truth))
-    pairs = (truth & prediction, truth & ~prediction, ~truth & prediction, ~truth & ~prediction)
-    return tuple(weights @ pair.astype(float) for pair in pairs)
+    sums = weights @ np.hstack([truth & prediction, truth, prediction]).astype(float)
+    hits, true, said = np.split(sums, 3, -1)
+    return hits, true - hits, said - hits, weights.sum(-1)[..., None] - true - said + hits

@@ -90,7 +90,7 @@ def get_ready(settings, rank, ranks, device, leave, watchdog, progress) -> Run: 
 
 
 def claim_folder(run: Run):
-    """Make the folder, or find it to hold this very fine-tuning. Raises SettingsError naming the settings that differ."""
+    """Make the folder, or find this very fine-tuning in it. Raises SettingsError naming the settings that differ."""
     settings, out = run.settings, Path(run.settings.out)
     ours = {
         "format": "affekt-finetune 1",

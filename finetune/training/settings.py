@@ -225,9 +225,8 @@ class FinetuneSettings(Settings):
             raise ValueError("set one of encoder (weights to start from) and model (an architecture)")
         if self.model and (self.scratch or self.transductive):
             raise ValueError("scratch and transductive are about the weights of `encoder`; a model has none")
-        if self.encoder and "frame_stride" in self.model_fields_set:
-            if self.frame_stride != type(self).model_fields["frame_stride"].default:
-                raise ValueError("frame_stride is of `model`; an encoder has its own")
+        if self.encoder and self.frame_stride != type(self).model_fields["frame_stride"].default:
+            raise ValueError("frame_stride is of `model`; an encoder has its own")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds}: all different")
         if self.optim.min_lr > self.optim.base_lr:
