@@ -17,6 +17,7 @@ from affekt import __version__
 from affekt.arguments import AllowChange, AsJson, Config, Overrides, PrintConfig, Resume, answer, find_experiment
 from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.machine import available_cores
+from affekt.evaluating import LAST, evaluate
 from affekt.finetuning import finetune
 from affekt.launching import launch
 from affekt.planning import plan
@@ -38,6 +39,7 @@ HOW_TO_GO_ON = {
     "synth": "finished clips are kept; the same command goes on from there",
     "prepare": "finished shards are kept; the same command goes on from there",
     "pretrain": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
+    "evaluate": LAST,
     "finetune": "the last checkpoint is kept; the same command goes on from there",
     "launch": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
     "demo": "what is finished is kept; the same command goes on from there",
@@ -267,6 +269,7 @@ app.command()(plan)
 app.command()(runs)
 app.command()(compare)
 app.command()(finetune)
+app.command()(evaluate)
 
 
 @app.command()

@@ -86,19 +86,21 @@ def to_results(plan: Plan, judged: Sequence[Judged], settings: EvaluateSettings)
 def describe(judged: Judged, tables: list[Predictions], settings: EvaluateSettings, how: dict[str, Any]) -> System:
     """The row of a contender, whose name says on which clips all was chosen."""
     one = judged.contender
-    devs = [dev for seed in judged.devs for dev in seed]
-    system = describe_system(
+    row = describe_system(
         system_name(one.name, settings.selected),
         f"{one.title} ({settings.selected}-selected)",
         one.kind,
         tables,
-        devs or None,
+        [dev for seed in judged.devs for dev in seed],
         **how,
+        streams=one.streams,
+        seeds=list(one.seeds),
+        transductive=one.transductive,
+        predictions=judged.files,
     )
     chosen = {test.about["fold"]: test.about["chosen"] for test in judged.tests[0]}
-    folds = [fold.model_copy(update={"chosen": chosen.get(fold.name, {})}) for fold in system.by_fold]
-    changes = {"selected": settings.selected, "transductive": one.transductive, "predictions": judged.files}
-    return system.model_copy(update={"by_fold": folds, "seeds": list(one.seeds), "streams": one.streams, **changes})
+    folds = [fold.model_copy(update={"chosen": chosen.get(fold.name, {})}) for fold in row.by_fold]
+    return row.model_copy(update={"by_fold": folds})
 
 
 def system_name(name: str, selected: str) -> str:
