@@ -13,8 +13,10 @@ from affekt.data.labels import LabelSettings
 from affekt.data.manifest import safe_id
 from affekt.data.settings import apply_overrides, read_yaml
 from affekt.finetune.contenders import Classic, Contender, Majority, Outcome, Part, Report
+from affekt.finetune.frozen import Probe
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.probes.classic import TITLES
+from affekt.finetune.probes.settings import ProbeSettings
 from affekt.finetune.training.loop import finetune
 from affekt.finetune.training.outcome import corpus_folder, prediction_file
 from affekt.finetune.training.settings import FREE, CorpusSettings, FinetuneSettings
@@ -40,6 +42,12 @@ def enter(
             settings = FinetuneSettings.parse(values, config)
             contenders.append(FineTuning(name, settings))
             shards += [settings.data.parts[0].shards]
+        elif "encoder" in values and "test" in values:
+            settings = ProbeSettings.parse(values, config)
+            for features in ("pretrained", "random"):
+                label = name if features == "pretrained" else f"{name}_random"
+                contenders += [Probe(f"{label}_{s}", settings, s, features, cache) for s in settings.streams]
+            shards += [str(settings.shards)]
         else:
             raise SettingsError(f"{config}: neither of `affekt finetune` nor of `affekt probe`")
     if not configs and overrides:

@@ -96,11 +96,10 @@ def describe(judged: Judged, tables: list[Predictions], settings: EvaluateSettin
         streams=one.streams,
         seeds=list(one.seeds),
         transductive=one.transductive,
-        predictions=judged.files,
     )
     chosen = {test.about["fold"]: test.about["chosen"] for test in judged.tests[0]}
     folds = [fold.model_copy(update={"chosen": chosen.get(fold.name, {})}) for fold in row.by_fold]
-    return row.model_copy(update={"by_fold": folds})
+    return row.model_copy(update={"by_fold": folds, "predictions": judged.files})
 
 
 def system_name(name: str, selected: str) -> str:
