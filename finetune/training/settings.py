@@ -41,6 +41,13 @@ class CorpusSettings(Settings):
     train: Selector = Field({}, description="all that is left when empty")
     weight: float | None = Field(None, gt=0, description="share of every epoch, relative; all or none state one")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_name(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("name"):
+            return values
+        return {**values, "name": str(values.get("shards", "")).rstrip("/").rpartition("/")[2]}
+
     @model_validator(mode="after")
     def _check(self) -> "CorpusSettings":
         if (self.test is None) != (self.dev is None):
@@ -72,8 +79,7 @@ class DataSettings(Settings):
     def parts(self) -> tuple[CorpusSettings, ...]:
         """The corpora, each with a name."""
         own = {field: getattr(self, field) for field in ("shards", "labels", "group", "test", "dev", "train")}
-        parts = self.mixture or (CorpusSettings(**own),)
-        return tuple(p.model_copy(update={"name": p.name or p.shards.rstrip("/").rpartition("/")[2]}) for p in parts)
+        return self.mixture or (CorpusSettings(**own),)
 
     @model_validator(mode="after")
     def _check(self) -> "DataSettings":
