@@ -32,8 +32,8 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
             dev,
             bootstrap=settings.bootstrap,
             transductive=settings.transductive,
-            predictions=[str(path.relative_to(folder)) for path in files["test"]],
         )
+        system.predictions = [str(path.relative_to(folder)) for path in files["test"]]
         results = Results(
             title=settings.title,
             task=settings.task,
