@@ -37,6 +37,12 @@ class Ema:
         finally:
             self._swap()
 
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Training is over: the model has the mean weights from now on."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(self.means[name])
+
     def _swap(self) -> None:
         for name, parameter in self._parameters.items():
             parameter.data, self.means[name] = self.means[name], parameter.data
