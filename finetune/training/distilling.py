@@ -1,4 +1,4 @@
-"""Self-distillation on incomplete views: with moments hidden a clip is to be judged, and represented, as with all there.
+"""Self-distillation on incomplete views: with moments hidden a clip is to be judged as it is with all there.
 
 MSSD of CIDer (github.com/gw-zhong/CIDer), as one summed loss and one step: the published script clears no gradients
 between its two. Its second term compares attention maps; here the answers are compared, which are there whatever

@@ -70,6 +70,7 @@ def get_ready(settings, rank, ranks, device, leave, watchdog, progress) -> Run: 
             f"{train.accumulate}"
         )
     streams = streams_of(settings)
+    settings.varied.check(streams, settings.data.augment)
     clips = open_clips(settings, streams)
     seen = seen_before(settings)
     return Run(
@@ -131,6 +132,7 @@ def finetune_seed(run: Run, seed: int) -> None:
             kind="multi" if settings.multi else "single",
             head=settings.head,
             streams=run.streams,
+            adapter_width=settings.adapting.adapter_width,
         )
         origin = {
             "title": settings.title,
