@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from affekt.data.errors import SettingsError
@@ -11,6 +12,9 @@ from affekt.finetune.training.settings import FinetuneSettings
 
 SMALL = {"name": "hicmae_nano", "embed_dim": 24, "num_heads": 3, "depth": 2, "taps": [1, 2], "decoder_embed_dim": 16}
 SMALL |= {"img_size": 32, "num_frames": 4, "mel_frames": 64}
+MANY = ["varied.mixing.mixup=0.8", "varied.sound.noise=1", "varied.sound.stretch=0.2", "varied.erasing.share=0.5"]
+MANY += ["varied.streams.audio=0.5", "data.balance=true", "ema=0.9", "adapting.lora_rank=2", "distilling.features=1"]
+MANY += ["train.checkpoint_every=1", "data.workers=1"]
 OPTIONS = {
     "base": [],
     "again": [],
@@ -31,29 +35,43 @@ OPTIONS = {
     "balance": ["data.balance=true"],
     "ema": ["ema=0.9"],
     "freeze": ["freeze=2"],
+    "freeze at stage 2": ["freeze=2", "train.zero_stage=2"],
     "lora": ["adapting.lora_rank=2"],
     "adapters": ["adapting.adapter_width=4"],
     "both": ["adapting.lora_rank=2", "adapting.lora_targets=[fc1]", "adapting.adapter_width=4"],
     "incomplete": ["distilling.task=1"],
     "features": ["distilling.features=5"],
     "answers": ["distilling.answers=5"],
+    "many": MANY,
+    "many resumed": MANY,
 }
 SCRIPT = """
 import json, sys
+from contextlib import suppress
 from pathlib import Path
-import torch
+from unittest.mock import patch
 from affekt.data.decode import Window
 from affekt.finetune.finetuned import load_finetuned
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.judge import judge_clips
 from affekt.data.shards import ShardIndex
+from affekt.finetune.training.ema import Ema
 from affekt.finetune.training.loop import finetune
 from affekt.finetune.training.settings import FinetuneSettings
+update = Ema.update
+def killed(ema, step):
+    update(ema, step)
+    if step == 2:
+        raise ZeroDivisionError
 folder, base, options = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 (folder / "base.yaml").write_text(json.dumps(base))
 for name, overrides in options.items():
     out = folder / name.replace(" ", "-")
     settings = FinetuneSettings.read(folder / "base.yaml", [f"out={out}", *overrides])
+    if name == "many resumed":
+        with patch.object(Ema, "update", killed), suppress(ZeroDivisionError):
+            finetune(settings)
+        assert list(out.glob("**/checkpoints/step-00000001")) and not list(out.glob("**/seed-0-test.safetensors"))
     finetune(settings)
     (file,) = out.glob("**/seed-0-test.safetensors")
     said = Predictions.read(file)
@@ -81,7 +99,8 @@ def test_each_option_has_an_effect_and_what_is_saved_says_the_same(tiny_shards, 
     lines = [line.removeprefix("said ") for line in done.stdout.splitlines() if line.startswith("said ")]
     said = dict(map(json.loads, lines))
     assert list(said) == list(OPTIONS), done.stdout[-2000:] + done.stderr[-3000:]
-    assert said.pop("again") == said["base"]
+    assert said.pop("again") == said["base"] and said.pop("many resumed") == said["many"]
+    assert np.abs(np.subtract(said.pop("freeze at stage 2"), said["freeze"])).max() < 1e-4
     flat = {name: json.dumps(logits) for name, logits in said.items()}
     assert len(set(flat.values())) == len(flat), sorted(flat, key=flat.get)
 
