@@ -74,6 +74,7 @@ def get_ready(settings, rank, ranks, device, leave, watchdog, progress) -> Run: 
             f"{train.accumulate}"
         )
     streams = streams_of(settings)
+    settings.varied.check(streams, settings.data.augment)
     clips = open_clips(settings, streams)
     seen = seen_before(settings)
     return Run(
@@ -138,6 +139,7 @@ def finetune_seed(run: Run, seed: int) -> None:
             head=settings.head,
             streams=run.streams,
             temperatures=temperatures,
+            adapter_width=settings.adapting.adapter_width,
         )
         origin = {
             "title": settings.title,
