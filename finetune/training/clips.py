@@ -44,15 +44,16 @@ class Clips:
     classes: list[str]
     dimensions: dict[str, tuple[float, float]]
 
-    def corpora(self, with_dev: bool = False) -> list[Corpus]:
-        """What is trained on, for the loader."""
-        alone = len(self.parts) == 1
-        return [
-            Corpus(
-                p.index, np.array(sorted(p.train + p.dev if with_dev else p.train)), p.weight, "" if alone else p.name
-            )
-            for p in self.parts
-        ]
+    def corpora(self, with_dev: bool = False, balance: bool = False) -> list[Corpus]:
+        """What is trained on, for the loader; with `balance` the classes of each corpus in equal shares."""
+        corpora = []
+        for part in self.parts:
+            positions = np.array(sorted(part.train + part.dev if with_dev else part.train))
+            labels = part.targets.label[positions]
+            strata = [positions[labels == k] for k in np.unique(labels)] if balance else None
+            name = "" if len(self.parts) == 1 else part.name
+            corpora.append(Corpus(part.index, positions, part.weight, name, strata))
+        return corpora
 
 
 def open_clips(settings: FinetuneSettings, streams: Streams) -> Clips:
