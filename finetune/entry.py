@@ -21,6 +21,8 @@ from affekt.finetune.training.loop import finetune
 from affekt.finetune.training.outcome import corpus_folder, prediction_file
 from affekt.finetune.training.settings import FREE, CorpusSettings, FinetuneSettings
 
+NOT_JUDGED = "lacks every stream that the model knows"
+FEWEST = 100  # resamples that the settings allow
 # What a fold states for itself, and what no prediction depends on.
 OF_THE_FOLD = {"out", "title", "seeds", "bootstrap", *(key for key in FREE if "." not in key)}
 
@@ -85,12 +87,14 @@ class FineTuning:
         finetune(settings, progress)
         judged = next(corpus for corpus in settings.data.parts if corpus.test is not None)
         results = corpus_folder(settings, judged)
-        dev, test = (Predictions.read(prediction_file(results, seed, side)) for side in ("dev", "test"))
         place = {part.index.samples.row(p)["id"]: p for p in part.fold.dev + part.fold.test}
-        said = {side: retold(table, part, place, side) for side, table in (("dev", dev), ("test", test))}
-        unread = {clip: "not judged" for clip, p in place.items() if p in set(part.fold.test)}
-        unread = {clip: cause for clip, cause in unread.items() if clip not in set(test.ids)}
-        return Outcome(said["test"], said["dev"], {"epoch": test.about.get("epoch")}, unread)
+        test = Predictions.read(prediction_file(results, seed, "test"))
+        outcome = Outcome(retold(test, part, place, "test"), chosen={"epoch": test.about["epoch"]})
+        if part.selected == "dev":
+            outcome.dev = retold(Predictions.read(prediction_file(results, seed, "dev")), part, place, "dev")
+        judged, ids = set(test.ids), [part.index.samples.row(p)["id"] for p in part.fold.test]
+        outcome.unread = {clip: test.about["unread"].get(clip, NOT_JUDGED) for clip in ids if clip not in judged}
+        return outcome
 
 
 def fold_settings(settings: FinetuneSettings, part: Part, seed: int, folder: Path) -> FinetuneSettings:
@@ -111,7 +115,9 @@ def fold_settings(settings: FinetuneSettings, part: Part, seed: int, folder: Pat
         values["data"]["mixture"] = [corpus.model_dump() for corpus in others]
     else:
         values["data"] |= mine
-    return FinetuneSettings.parse({**values, "out": str(folder), "seeds": (seed,)}, "evaluate")
+    values["train"]["choose_on"] = part.selected
+    mine = {"out": str(folder), "seeds": (seed,), "bootstrap": FEWEST}  # the fold's own intervals are shown nowhere
+    return FinetuneSettings.parse({**values, **mine}, "evaluate")
 
 
 def fold_labels(labels: LabelSettings, part: Part) -> dict[str, Any]:

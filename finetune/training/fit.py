@@ -87,7 +87,7 @@ class Run:
             "title": settings.title,
             "part": part,
             "task": settings.task,
-            "selected": "dev",
+            "selected": settings.train.choose_on,
             "streams": self.streams,
             "transductive": settings.transductive,
         }
