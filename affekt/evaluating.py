@@ -75,7 +75,8 @@ def _run(words, protocol, out, shards, include, folds, baselines, selected, boot
     configs = [str(find_experiment(word)) for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
     names = [name for name in baselines.split(",") if name]
-    out = out or Path("runs") / f"evaluate-{protocol.replace(':', '-')}"
+    apart = "-test-selected" if selected == "test" else ""
+    out = out or Path("runs") / f"evaluate-{protocol.replace(':', '-')}{apart}"
     contenders, found = enter(configs, overrides, names, out / "cache")
     if not (shards or found):
         raise SettingsError("--shards: say where the clips are; there is no CONFIG that does")

@@ -18,6 +18,7 @@ from affekt.finetune.predictions import Predictions
 from affekt.finetune.probes.classic import TITLES
 from affekt.finetune.probes.settings import ProbeSettings
 from affekt.finetune.training.loop import finetune
+from affekt.finetune.training.network import streams_of
 from affekt.finetune.training.outcome import corpus_folder, prediction_file
 from affekt.finetune.training.settings import FREE, CorpusSettings, FinetuneSettings
 
@@ -40,7 +41,7 @@ def enter(
     for config in configs:
         values = apply_overrides(read_yaml(config), list(overrides))
         name = safe_id(Path(config).stem)
-        if "data" in values and "train" in values:
+        if is_fine_tuning(values):
             settings = FinetuneSettings.parse(values, config)
             contenders.append(FineTuning(name, settings))
             shards += [settings.data.parts[0].shards]
@@ -63,6 +64,13 @@ def enter(
     return contenders, shards[0] if shards else None
 
 
+def is_fine_tuning(values: dict[str, Any]) -> bool:
+    """Whether a file is one of `affekt finetune`: it says which clips are to be scored."""
+    data = values.get("data")
+    corpora = [data, *(data.get("mixture") or [])] if isinstance(data, dict) else []
+    return any("test" in corpus for corpus in corpora if isinstance(corpus, dict))
+
+
 @dataclass
 class FineTuning:
     """An experiment of `affekt finetune`, trained anew for every fold and seed; its own parts and folder give way."""
@@ -74,7 +82,7 @@ class FineTuning:
         settings = self.settings
         self.title, self.seeds, self.transductive = settings.title, settings.seeds, settings.transductive
         self.kind = "scratch" if settings.scratch or settings.model else "finetuned"
-        self.streams = settings.streams or "both"
+        self.streams = streams_of(settings)
 
     def identity(self) -> dict[str, Any]:
         values = {key: value for key, value in self.settings.model_dump(mode="json").items() if key not in OF_THE_FOLD}

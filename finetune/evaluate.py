@@ -73,8 +73,8 @@ class Judged:
 def plan_evaluation(settings: EvaluateSettings) -> Plan:
     """Deal the folds and check them, before anything is computed. Raises SettingsError as the protocol does, and for a
     fold that there is not."""
-    index = ShardIndex.open(settings.shards)
     rules = find_protocol(settings.protocol)
+    index = ShardIndex.open(settings.shards)
     if settings.protocol.startswith("cross:"):
         rules = cross_classes(rules, index)
     among = where(index, settings.include) if settings.include else None

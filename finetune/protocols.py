@@ -232,7 +232,7 @@ def find_protocol(name: str) -> Protocol:
         case "cross", [by, one, other]:
             split = Fixed(by, (one,), (), (other,))
             title = f"trained on {one}, tested on {other}"
-            return Protocol(title=title, group="speaker", split=split, main_score="present_uar", **base)
+            return Protocol(title=title, group="speaker", split=split, **base)
     near = difflib.get_close_matches(name, PROTOCOLS, n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join([*PROTOCOLS, *GENERIC])}"
     raise SettingsError(f"`{name}` is no protocol; {hint}")
@@ -240,7 +240,8 @@ def find_protocol(name: str) -> Protocol:
 
 def cross_classes(protocol: Protocol, index: ShardIndex) -> Protocol:
     """A cross-corpus protocol with the classes of its training corpus, in common words; others are left out of its
-    test clips, as nothing could have learned them."""
+    test clips, as nothing could have learned them. Where the test corpus lacks some of them, its UAR is over those it
+    has (an answer of another class is wrong), and the scores gain those of present classes (NeuroGaze-Distill)."""
     by, (source,) = protocol.split.field, protocol.split.train
     words = {
         str(row["meta"][protocol.label])

@@ -29,7 +29,7 @@ from affekt.finetune.scores import compare, describe_system, task_of
 
 KIND = "results of `affekt evaluate`"
 SHOWN = {
-    "label": ("uar", "war", "macro_f1", "weighted_f1"),
+    "label": ("uar", "war", "macro_f1", "weighted_f1", "present_macro_f1", "masked_uar"),
     "ratings": ("ccc", "pcc", "rmse", "mae"),
 }
 
@@ -174,7 +174,9 @@ def write_results(output: Path, results: Results, index=None) -> None:
 def show(results: Results, console: Console) -> None:
     """Print a row for each system: main scores in percent (errors as they are) with the interval of the main one."""
     main = results.main_score
-    names = [name for name in SHOWN["ratings" if results.dimensions else "label"] if name != main]
+    there = {name for system in results.systems for name in system.scores}
+    wanted = SHOWN["ratings" if results.dimensions else "label"]
+    names = [name for name in wanted if name != main and name in there]
     for selected in sorted({system.selected for system in results.systems}):
         rows = [system for system in results.systems if system.selected == selected]
         estimate = rows[0].scores[main]
@@ -185,7 +187,8 @@ def show(results: Results, console: Console) -> None:
         table.add_column("Clips", justify="right")
         for row in rows:
             others = [figure(name, row.scores[name]) if name in row.scores else "" for name in names]
-            table.add_row(row.title, figure(main, row.scores[main], True), *others, str(row.clips))
+            title = row.title.removesuffix(f" ({selected}-selected)")
+            table.add_row(title, figure(main, row.scores[main], True), *others, str(row.clips))
         console.print(table)
     for d in results.differences:
         e = d.estimate
