@@ -1,6 +1,7 @@
 """`affekt evaluate`: every fold of a protocol, or predictions that are there already, scored into one table."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -70,6 +71,11 @@ def _run(words, protocol, out, shards, include, folds, baselines, selected, boot
     from affekt.finetune.evaluate import EvaluateSettings
     from affekt.finetune.table import evaluate as run
 
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise SettingsError(
+            "affekt evaluate is one process; to share the work start several with their own --folds and the same "
+            "--out, then once without --folds to collect the table"
+        )
     if not protocol:
         raise SettingsError("--protocol: say by which; `affekt evaluate --list` names them")
     configs = [str(find_experiment(word)) for word in words if "=" not in word]

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -134,7 +135,8 @@ def run_fold(contender: Contender, part: Part, seed: int, output: Path) -> tuple
     kept = _kept(test, dev, digest)
     if kept is None:
         with locked(folder, stem):
-            outcome = contender.judge(part, seed, output / "work" / f"{part.selected}-selected" / contender.name / stem)
+            work = work_folder(output / "work" / f"{part.selected}-selected" / contender.name, stem, digest)
+            outcome = contender.judge(part, seed, work)
             _check(outcome, part, contender)
             about = {"name": contender.name, "seed": seed, "fold": part.fold.name, "selected": part.selected}
             about |= {"streams": contender.streams, "has_dev": outcome.dev is not None, "digest": digest}
@@ -145,6 +147,15 @@ def run_fold(contender: Contender, part: Part, seed: int, output: Path) -> tuple
         kept = _kept(test, dev, digest)  # as it is read: what is scored is what is kept
     assert kept is not None, f"{test} was just written"
     return kept, test
+
+
+def work_folder(parent: Path, stem: str, digest: str) -> Path:
+    """Where a contender keeps what it needs to go on. That of other settings, which nobody can go on with, goes."""
+    own = parent / f"{stem}-{digest[:12]}"
+    for other in parent.glob(f"{stem}-*"):
+        if other != own:
+            shutil.rmtree(other)
+    return own
 
 
 def digest_of(contender: Contender, part: Part, seed: int) -> str:

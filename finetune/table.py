@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from affekt.data.files import refuse_other_kind, write_text
+from affekt.finetune.ceiling import describe_raters
 from affekt.finetune.evaluate import (
     SETTINGS,
     EvaluateSettings,
@@ -75,7 +77,8 @@ def to_results(plan: Plan, judged: Sequence[Judged], settings: EvaluateSettings)
             "left_out": plan.left_out,
             "unread": {one.contender.name: one.unread for one in judged if one.unread},
         },
-        systems=[describe(one, tables[one.contender.name], settings, how) for one in judged],
+        systems=[describe(one, tables[one.contender.name], settings, how) for one in judged]
+        + raters_row(plan, judged[0].contender.streams, first, settings, how),
         differences=differences(list(tables.values()), rules.main_score, how),
         licences=licences(plan),
         settings=json.loads(settings.model_dump_json()),
@@ -100,6 +103,29 @@ def describe(judged: Judged, tables: list[Predictions], settings: EvaluateSettin
     chosen = {test.about["fold"]: test.about["chosen"] for test in judged.tests[0]}
     folds = [fold.model_copy(update={"chosen": chosen.get(fold.name, {})}) for fold in row.by_fold]
     return row.model_copy(update={"by_fold": folds, "predictions": judged.files})
+
+
+def raters_row(
+    plan: Plan, streams: str, table: Predictions, settings: EvaluateSettings, how: dict[str, Any]
+) -> list[System]:
+    """One rater against the others, where clips carry the votes of two or more: of those who met what the first
+    contender meets. Nothing at all without votes."""
+    if plan.rules.dimensions or plan.rules.pool_tokens:
+        return []
+    metas = {row["id"]: row["meta"] for row in map(plan.index.samples.row, plan.positions)}
+    condition = {"audio": "votes_voice", "video": "votes_face"}.get(streams, "votes")
+    if not any(meta.get(condition) for meta in metas.values()):
+        condition = "votes"
+    counts = np.zeros((len(table), len(plan.classes)))
+    for row, clip in enumerate(table.ids):
+        for word, count in (metas[clip].get(condition) or {}).items():
+            name = plan.rules.class_of(word)
+            if name in plan.classes:
+                counts[row, plan.classes.index(name)] += count
+    if not (counts.sum(1) > 1).any():
+        return []
+    title = f"One rater against the others ({condition})"
+    return [describe_raters(table, counts, title=title, **how).model_copy(update={"selected": settings.selected})]
 
 
 def system_name(name: str, selected: str) -> str:

@@ -41,6 +41,7 @@ def write_shards(folder, encode_clip, label_of, people=6, takes=4):
             sound, label = label_of(speaker, take)
             wave = 0.1 * np.sin(2 * np.pi * TONES[sound] * np.arange(8000) / 16000) + 0.01 * rng.standard_normal(8000)
             meta = {"speaker": f"s{speaker}", "label": label, "sex": "FM"[speaker % 2]}
+            meta["votes"] = {"anger": 3, "sadness": 1} if label == "angry" else {"sad": 4}
             clips.append(encode_clip(f"s{speaker}_{take}", None, wave, **meta))
     writer = ShardWriter(folder)
     writer.write_shard(0, clips)
@@ -80,6 +81,7 @@ class Quick:
         return {"quick": self.setting}
 
     def judge(self, part, seed, folder, progress=None):
+        folder.mkdir(parents=True, exist_ok=True)
         if self.log:
             with open(self.log, "a") as file:
                 file.write(f"{part.fold.name} {seed}\n")
@@ -115,6 +117,7 @@ def test_every_fold_and_seed_is_judged_once_and_pooled(shards, tmp_path):
     assert len(log.read_text().split("\n")) == 7
     assert tables(run_folds(plan, [Quick(log, setting=1)], settings)) != tables([judged])
     assert len(log.read_text().split("\n")) == 13
+    assert len(list((tmp_path / "out" / "work").rglob("fold-1-seed-0-*"))) == 1  # what nobody can go on with is gone
     only = plan_evaluation(settings_of(shards, tmp_path / "out", folds=["2"]))
     assert [fold.name for fold in only.folds] == ["2"] and "only 1 of 3 folds" in only.notes[-1]
     with pytest.raises(SettingsError, match="no fold 7; there are 1, 2, 3"):
@@ -329,8 +332,10 @@ def test_the_command_runs_experiments_and_baselines_into_one_table(place):
     told = json.loads(done.stdout.splitlines()[-1])
     results = Results.read(place / "out" / "results.json")
     assert told == results.model_dump(mode="json")
-    assert [s.name for s in results.systems] == [f"{n}:dev-selected" for n in ("tuned", "mel_svm", "majority")]
-    tuned, mel, majority = results.systems
+    names = [f"{name}:dev-selected" for name in ("tuned", "mel_svm", "majority")]
+    assert [system.name for system in results.systems] == [*names, "raters"]
+    tuned, mel, majority, raters = results.systems
+    assert raters.kind == "raters" and raters.clips == 16  # three of four call angry clips so, all call sad ones sad
     assert tuned.kind == "scratch" and tuned.clips == 16 and tuned.calibration and tuned.streams == "audio"
     assert [fold.name for fold in tuned.by_fold] == ["1", "2"] and tuned.by_fold[0].chosen["epoch"] >= 0
     assert mel.scores["uar"].value == 1 and majority.scores["uar"].value == 0.5
