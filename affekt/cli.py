@@ -301,7 +301,8 @@ def probe(
         return
     with progress("features", "windows", quiet=as_json) as report:
         results = measure(settings, report)
-    _show(results, settings.output / "report.html", as_json)
+    if results:  # other ranks than the first have computed features and are done
+        _show(results, settings.output / "report.html", as_json)
 
 
 @app.command()
@@ -342,4 +343,4 @@ def _show(results: dict[str, Any], report: Path, as_json: bool) -> None:
         print(json.dumps(results, ensure_ascii=False))
     else:
         show_table(results, Console())
-        print(f"report: {report}")
+        print(f"report: {report if report.is_file() else report.with_name('results.json')}")
