@@ -1,4 +1,4 @@
-"""From settings to clips: what each corpus has to learn from, to choose on and to score, and the classes of them all."""
+"""From settings to clips: what each corpus has to learn from, to choose on and to score, and the classes of all."""
 
 from dataclasses import dataclass
 from typing import Any

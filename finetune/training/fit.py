@@ -23,7 +23,7 @@ from affekt.data.transforms import Inputs
 from affekt.finetune.classifier import Classifier
 from affekt.finetune.finetuned import Finetuned
 from affekt.finetune.training.adapting import merge_lora
-from affekt.finetune.training.choice import main_score
+from affekt.finetune.training.choice import score_to_choose_by
 from affekt.finetune.training.clips import Clips, Part, Table
 from affekt.finetune.training.ema import Ema
 from affekt.finetune.training.judging import judge_part
@@ -70,6 +70,27 @@ class Run:
         train, workers = self.settings.train, self.settings.data.workers
         how = {"windows": train.windows, "speech": train.speech, "batch_size": train.eval_batch}
         return {**how, "workers": workers}
+
+    def tell(self, seed: int, refit: bool, steps: int, done: int) -> None:
+        """How far the fit of a seed is, which would have so many steps, among all of them."""
+        settings = self.settings
+        fits = len(settings.seeds) * (1 + settings.refit)
+        before = settings.seeds.index(seed) * (1 + settings.refit) + refit
+        if self.progress:
+            self.progress(before * steps + done, fits * steps)
+
+    def about(self, part: str) -> dict[str, Any]:
+        """What predictions for the `dev` or the `test` clips say of themselves."""
+        settings = self.settings
+        return {
+            "name": "scratch" if settings.scratch or settings.model else "finetuned",
+            "title": settings.title,
+            "part": part,
+            "task": settings.task,
+            "selected": "dev",
+            "streams": self.streams,
+            "transductive": settings.transductive,
+        }
 
     def judge(self, network: Classifier, part: Part) -> Finetuned:
         """The network as it judges the clips of one corpus."""
@@ -150,7 +171,7 @@ def fit(run: Run, seed: int, refit_to: int | None) -> Fitted:
     feed = Feed(loader, accounting, settings.data.skip_budget, start, run.rank, run.leave)
     guard = Guard(train.guard, run.device, state.get("guard"))
     path = Path(settings.out) / "metrics.jsonl"
-    log = Log(path, seed, refit, start, last, run.progress) if run.rank == 0 else None
+    log = Log(path, seed, refit, start, partial(run.tell, seed, refit, total)) if run.rank == 0 else None
     watch, sums, done, saved_at = Stopwatch(), {}, start, start
     saver = Saver(folder / "checkpoints", keep_last=1)
 
@@ -275,8 +296,8 @@ def look_at(run: Run, network: Classifier, step: int) -> float:
     run.watchdog.beat(step, "look")
     scores = []
     for part in (part for part in run.clips.parts if part.judged):
-        table = judge_part(run.judge(network, part), part, part.dev, run.kind, run.how_to_judge, {"part": "dev"})
-        scores.append(main_score(table, run.settings))
+        table = judge_part(run.judge(network, part), part, part.dev, run.kind, run.how_to_judge, run.about("dev"))
+        scores.append(score_to_choose_by(table, run.settings))
     network.train()
     return sum(scores) / len(scores)
 

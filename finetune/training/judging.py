@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from affekt.data.accounting import all_gather_json
@@ -13,7 +12,7 @@ from affekt.finetune.predictions import Predictions
 from affekt.finetune.training.clips import Part
 from affekt.pretrain.feed import together
 
-META = ("speaker", "session", "sex", "age", "domain", "fold", "sentence")
+META = ("speaker", "session", "sex", "age", "domain", "sentence")
 
 
 def judge_part(
@@ -63,9 +62,3 @@ def judge_part(
 
 def _nobody() -> Judged:
     return Judged([], [], None, None, {})
-
-
-@torch.no_grad()
-def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A copy on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}

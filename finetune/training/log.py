@@ -13,10 +13,8 @@ class Log:
     """Of one fit, written by rank 0. Rows name the `seed`, and with `refit` 1 the second fit; what an earlier process
     wrote of steps that are done again is dropped."""
 
-    def __init__(
-        self, path: Path, seed: int, refit: bool, start: int, last: int, progress: Callable[[int, int], None] | None
-    ):
-        self.last, self.progress = last, progress
+    def __init__(self, path: Path, seed: int, refit: bool, start: int, progress: Callable[[int], None]):
+        self.progress = progress
         self.own = {"seed": seed, "refit": int(refit)}
         again = [row for row in read_metrics(path) if not (self._is_own(row) and row["step"] > start)]
         write_text(path, "".join(json.dumps(row) + "\n" for row in again))
@@ -31,8 +29,7 @@ class Log:
             self.file.flush()
         except OSError as error:
             say(f"step {step}: cannot be logged: {error}; training goes on")
-        if self.progress:
-            self.progress(step, self.last)
+        self.progress(step)
 
     def look(self, look: dict[str, float], best: dict[str, float]) -> None:
         """A score of the development clips."""

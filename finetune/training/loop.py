@@ -2,6 +2,7 @@
 second one on all that is no test clip where that is asked for, and one look at the test clips."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import torch
 
 from affekt.data.errors import SettingsError
 from affekt.data.files import refuse_other_kind, write_text
+from affekt.finetune.calibration import fit_temperatures
 from affekt.finetune.finetuned import Finetuned, save_finetuned
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.schema import Results
 from affekt.finetune.training.clips import Part, check_leaks, make_table, open_clips
 from affekt.finetune.training.fit import Fitted, Run, fit
 from affekt.finetune.training.judging import judge_part
-from affekt.finetune.training.network import seen_before, streams_of
+from affekt.finetune.training.network import hash_of_weights, seen_before, streams_of
 from affekt.finetune.training.outcome import corpus_folder, prediction_file, write_results
 from affekt.finetune.training.settings import FREE, FinetuneSettings
 from affekt.pretrain.engine import agree, choose_matmul_precision, digest, resolve_precision, start_processes
@@ -52,6 +54,8 @@ def finetune(settings: FinetuneSettings, progress: Progress | None = None) -> Re
             for seed in settings.seeds:
                 if not all(path.exists() for path in prediction_files(run, seed, "test")):
                     finetune_seed(run, seed)
+                if rank == 0:
+                    remove_checkpoints(run, seed)
             results = together(lambda: write_results(settings, run.clips, run.seen_by_test) if rank == 0 else None)
             if lock:
                 lock.close()
@@ -91,12 +95,13 @@ def get_ready(settings, rank, ranks, device, leave, watchdog, progress) -> Run: 
 
 
 def claim_folder(run: Run):
-    """Make the folder, or find it to hold this very fine-tuning. Raises SettingsError naming the settings that differ."""
+    """Make the folder, or find this very fine-tuning in it. Raises SettingsError naming the settings that differ."""
     settings, out = run.settings, Path(run.settings.out)
     ours = {
         "format": "affekt-finetune 1",
         "settings": settings.model_dump(mode="json"),
         "data": {part.name: part.index.fingerprint for part in run.clips.parts},
+        "weights": hash_of_weights(settings),
     }
     if not (out / MARK).exists():
         refuse_other_kind(out, "a fine-tuning")
@@ -104,8 +109,8 @@ def claim_folder(run: Run):
     lock = lock_folder(out)
     if (out / MARK).exists():
         theirs = json.loads((out / MARK).read_text(encoding="utf-8"))
-        changes = changes_between(theirs["settings"], ours["settings"], FREE)
-        changes |= changes_between({"data": theirs["data"]}, {"data": ours["data"]}, ())
+        changes = changes_between(theirs["settings"], ours["settings"], (*FREE, "seeds", "bootstrap"))
+        changes |= changes_between(*({k: x[k] for k in ("data", "weights")} for x in (theirs, ours)), ())
         if changes:
             lines = [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()]
             raise SettingsError(
@@ -123,6 +128,7 @@ def finetune_seed(run: Run, seed: int) -> None:
     chosen = fit(run, seed, refit_to=None)
     for part, path in zip(judged_parts(run), prediction_files(run, seed, "dev")):
         predict(run, chosen, part, part.dev, seed, "dev", path)
+    temperatures = temperatures_of(run, seed) if run.rank == 0 else []
     final = fit(run, seed, refit_to=chosen.epoch) if settings.refit else chosen
     if run.rank == 0:
         whole = Finetuned(
@@ -133,6 +139,7 @@ def finetune_seed(run: Run, seed: int) -> None:
             head=settings.head,
             streams=run.streams,
             adapter_width=settings.adapting.adapter_width,
+            temperatures=temperatures,
         )
         origin = {
             "title": settings.title,
@@ -160,23 +167,26 @@ def predict(
     epoch: int | None = None,
 ) -> Predictions:
     """Predictions for one side of a corpus, written by rank 0."""
-    settings = run.settings
-    about = {
-        "name": "scratch" if settings.scratch or settings.model else "finetuned",
-        "title": settings.title,
-        "corpus": part.name,
-        "part": side,
-        "seed": seed,
-        "epoch": fitted.epoch if epoch is None else epoch,
-        "selected": "dev",
-        "streams": run.streams,
-        "transductive": settings.transductive,
-    }
+    about = {"corpus": part.name, "seed": seed, "epoch": fitted.epoch if epoch is None else epoch, **run.about(side)}
     table = judge_part(run.judge(fitted.network, part), part, positions, run.kind, run.how_to_judge, about)
     if run.rank == 0:
         table.save(path)
         say(f"seed {seed}: {len(table)} {side} clips judged, {path}")
     return table
+
+
+def temperatures_of(run: Run, seed: int) -> list[float]:
+    """For the saved model, from the development clips; none for a head that corpora with other classes share."""
+    parts = judged_parts(run)
+    if len(parts) > 1 or not run.clips.classes or parts[0].targets.classes != run.clips.classes:
+        return []
+    return fit_temperatures(Predictions.read(prediction_files(run, seed, "dev")[0])).values.tolist()
+
+
+def remove_checkpoints(run: Run, seed: int) -> None:
+    """Of a seed that is judged; its model stays."""
+    for phase in ("choice", "refit"):
+        shutil.rmtree(seed_folder(run, seed) / phase, ignore_errors=True)
 
 
 def judged_parts(run: Run) -> list[Part]:

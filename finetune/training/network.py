@@ -8,6 +8,7 @@ from torch import nn
 
 from affekt.data.batch import Streams
 from affekt.data.errors import SettingsError
+from affekt.data.files import hash_file
 from affekt.finetune.classifier import Classifier
 from affekt.finetune.training.heads import create_head
 from affekt.finetune.training.layers import freeze, layer_ids, parameter_groups
@@ -33,6 +34,14 @@ def seen_before(settings: FinetuneSettings) -> dict[str, Any] | None:
     if settings.encoder is None or settings.scratch:
         return None
     return read_published(settings.encoder).seen if Path(settings.encoder).is_file() else read_seen(settings.encoder)
+
+
+def hash_of_weights(settings: FinetuneSettings) -> str | None:
+    """SHA-256 of the file that training starts from; None for fresh weights."""
+    if settings.encoder is None or settings.scratch:
+        return None
+    path = Path(settings.encoder)
+    return hash_file(path if path.is_file() else path / "model.safetensors")
 
 
 def create_network(settings: FinetuneSettings, outputs: int, prepare: dict[str, Any], seed: int) -> Classifier:

@@ -6,14 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from affekt.data.files import write_text
-from affekt.finetune.metrics.confusion import SCORES, confusion_matrix
-from affekt.finetune.metrics.intervals import bootstrap_interval
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.probes.results import versions
-from affekt.finetune.schema import Estimate, Results, System
+from affekt.finetune.schema import Results
+from affekt.finetune.scores import describe_system, main_score, values
+from affekt.finetune.training.choice import name_of_choice
 from affekt.finetune.training.clips import Clips, Part
 from affekt.finetune.training.settings import FinetuneSettings
 
@@ -23,17 +21,32 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
     found = []
     for part in (part for part in clips.parts if part.judged):
         folder = corpus_folder(settings, part)
-        tables = [Predictions.read(prediction_file(folder, seed, "test")) for seed in settings.seeds]
-        files = [str(prediction_file(folder, seed, "test").relative_to(folder)) for seed in settings.seeds]
+        files = {side: [prediction_file(folder, seed, side) for seed in settings.seeds] for side in ("dev", "test")}
+        dev, test = ([Predictions.read(path) for path in files[side]] for side in ("dev", "test"))
+        about = test[0].about
+        system = describe_system(
+            about["name"],
+            settings.title,
+            about["name"],
+            test,
+            dev,
+            bootstrap=settings.bootstrap,
+            transductive=settings.transductive,
+        )
+        system.predictions = [str(path.relative_to(folder)) for path in files["test"]]
         results = Results(
             title=settings.title,
             task=settings.task,
             label=corpus_label(settings, part),
             classes=part.targets.classes,
             dimensions=list(part.targets.dimensions),
-            main_score="uar",
-            clips={"parts": {side: len(getattr(part, side)) for side in ("train", "dev", "test")}},
-            systems=[describe(settings, part, tables, files)],
+            main_score=main_score(settings.task),
+            protocol={"chosen_by": name_of_choice(settings), "dev": [scores_of(table) for table in dev]},
+            clips={
+                "parts": {side: len(getattr(part, side)) for side in ("train", "dev", "test")},
+                "unread": {clip: cause for table in test for clip, cause in table.about["unread"].items()},
+            },
+            systems=[system],
             pretraining=seen_by_test.get(part.name, {}),
             licences=licences(part),
             settings=settings.model_dump(mode="json"),
@@ -45,32 +58,9 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
     return found[0]
 
 
-def describe(settings: FinetuneSettings, part: Part, tables: list[Predictions], files: list[str]) -> System:
-    """All seeds of a corpus: scores are means over them, with the interval of the mean."""
-    first = tables[0]
-    classes = len(part.targets.classes)
-    labels = [table.label for table in tables]
-    guesses = np.stack([table.logits.argmax(1) for table in tables])
-    groups = first.meta["speaker"] if all(first.meta["speaker"]) else None
-    how = {"n": settings.bootstrap, "num_classes": classes}
-    estimates = {}
-    for name, score in SCORES.items():
-        interval = bootstrap_interval(score, labels[0], guesses, groups, **how)
-        estimates[name] = Estimate(**interval.as_dict())
-    matrices = [confusion_matrix(labels[0], row, classes) for row in guesses]
-    return System(
-        name=first.about["name"],
-        title=settings.title,
-        kind=first.about["name"],
-        streams=first.about["streams"],
-        transductive=settings.transductive,
-        seeds=list(settings.seeds),
-        clips=len(first),
-        scores=estimates,
-        by_seed=[{name: float(score(matrix)) for name, score in SCORES.items()} for matrix in matrices],
-        confusion=sum(matrices).tolist(),
-        predictions=files,
-    )
+def scores_of(dev: Predictions) -> dict[str, float | int]:
+    """Those of the development clips, where the epoch was chosen: better than they would be elsewhere."""
+    return {"seed": dev.about["seed"], "epoch": dev.about["epoch"], **values(dev)}
 
 
 def as_csv(results: Results) -> str:

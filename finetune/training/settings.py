@@ -42,6 +42,13 @@ class CorpusSettings(Settings):
     train: Selector = Field({}, description="all that is left when empty")
     weight: float | None = Field(None, gt=0, description="share of every epoch, relative; all or none state one")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_name(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("name"):
+            return values
+        return {**values, "name": str(values.get("shards", "")).rstrip("/").rpartition("/")[2]}
+
     @model_validator(mode="after")
     def _check(self) -> "CorpusSettings":
         if (self.test is None) != (self.dev is None):
@@ -74,8 +81,7 @@ class DataSettings(Settings):
     def parts(self) -> tuple[CorpusSettings, ...]:
         """The corpora, each with a name."""
         own = {field: getattr(self, field) for field in ("shards", "labels", "group", "test", "dev", "train")}
-        parts = self.mixture or (CorpusSettings(**own),)
-        return tuple(p.model_copy(update={"name": p.name or p.shards.rstrip("/").rpartition("/")[2]}) for p in parts)
+        return self.mixture or (CorpusSettings(**own),)
 
     @model_validator(mode="after")
     def _check(self) -> "DataSettings":
@@ -229,9 +235,8 @@ class FinetuneSettings(Settings):
             raise ValueError("set one of encoder (weights to start from) and model (an architecture)")
         if self.model and (self.scratch or self.transductive):
             raise ValueError("scratch and transductive are about the weights of `encoder`; a model has none")
-        if self.encoder and "frame_stride" in self.model_fields_set:
-            if self.frame_stride != type(self).model_fields["frame_stride"].default:
-                raise ValueError("frame_stride is of `model`; an encoder has its own")
+        if self.encoder and self.frame_stride != type(self).model_fields["frame_stride"].default:
+            raise ValueError("frame_stride is of `model`; an encoder has its own")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds}: all different")
         if self.optim.min_lr > self.optim.base_lr:
