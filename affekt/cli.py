@@ -21,6 +21,7 @@ from affekt.evaluating import LAST, evaluate
 from affekt.finetuning import finetune
 from affekt.launching import launch
 from affekt.planning import plan
+from affekt.predicting import predict
 from affekt.progress import Report, progress, training
 from affekt.watching import compare, runs
 
@@ -270,6 +271,7 @@ app.command()(runs)
 app.command()(compare)
 app.command()(finetune)
 app.command()(evaluate)
+app.command()(predict)
 
 
 @app.command()
