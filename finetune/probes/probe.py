@@ -24,10 +24,11 @@ from affekt.finetune.probes.findings import describe, majority_row
 from affekt.finetune.probes.results import write_json
 from affekt.finetune.probes.search import one_thread, search_tables
 from affekt.finetune.probes.settings import ProbeSettings
-from affekt.finetune.probes.splits import check_unseen, make_task, unlearnable
+from affekt.finetune.probes.splits import make_task, unlearnable
 from affekt.finetune.probes.task import Task
 from affekt.finetune.report.probe import write_report
 from affekt.finetune.schema import Layers
+from affekt.finetune.splits import check_unseen
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.export import load_encoder, random_encoder
 from affekt.pretrain.seen import read_seen
