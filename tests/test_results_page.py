@@ -170,9 +170,8 @@ def test_curves_and_pictures_of_the_pretraining_run(tmp_path):
 )
 def test_what_pretraining_saw_is_told(seen, words, tmp_path):
     found = minimal(pretraining={"clips": 40, "speakers": 5} | seen)
-    text = Reader(
-        write_results_report(tmp_path / "report.html", found, extras={"Sheet": "<p>one</p>"}).read_text()
-    ).text
+    report = write_results_report(tmp_path / "report.html", found, extras={"Sheet": "<p>one</p>"})
+    text = Reader(report.read_text()).text
     assert "on 40 clips of 5 named speakers" in text["What pre-training saw"]
     assert words in " ".join(text["What pre-training saw"].split()) and "one" in text["Sheet"]
 
@@ -181,6 +180,7 @@ def test_a_difference_that_is_not_clear_is_not_called_a_gain(tmp_path):
     rows = [s.model_dump() for s in minimal().systems * 2]
     rows[0] |= {"name": "a", "kind": "probe", "title": "A"}
     verdicts = {(-0.1, 0.2): "not clearly apart from Majority", (0.1, 0.2): "above Majority", (-0.2, -0.1): "below Maj"}
+    verdicts[0.0, 0.0] = "not clearly apart from"
     for (low, high), verdict in verdicts.items():
         e = {"value": (low + high) / 2, "low": low, "high": high, "unit": "clips", "clusters": 5}
         one = {"of": "a", "minus": "m", "score": "uar", "clips": 5, "estimate": e, "p": 0.2}
