@@ -20,6 +20,7 @@ from affekt.data.machine import available_cores
 from affekt.finetuning import finetune
 from affekt.launching import launch
 from affekt.planning import plan
+from affekt.predicting import predict
 from affekt.progress import Report, progress, training
 from affekt.watching import compare, runs
 
@@ -267,6 +268,7 @@ app.command()(plan)
 app.command()(runs)
 app.command()(compare)
 app.command()(finetune)
+app.command()(predict)
 
 
 @app.command()

@@ -138,8 +138,8 @@ def finetune_seed(run: Run, seed: int) -> None:
             kind="multi" if settings.multi else "single",
             head=settings.head,
             streams=run.streams,
-            adapter_width=settings.adapting.adapter_width,
             temperatures=temperatures,
+            adapter_width=settings.adapting.adapter_width,
         )
         origin = {
             "title": settings.title,
