@@ -117,7 +117,9 @@ def fold_settings(settings: FinetuneSettings, part: Part, seed: int, folder: Pat
     rules, row = part.rules, part.index.samples.row
     fold = {side: {"id": [row(p)["id"] for p in getattr(part.fold, side)]} for side in ("train", "dev", "test")}
     corpora = list(settings.data.parts)
-    own = [i for i, corpus in enumerate(corpora) if Path(corpus.shards) == Path(str(part.index.root))]
+    own = [
+        i for i, corpus in enumerate(corpora) if Path(corpus.shards).resolve() == Path(str(part.index.root)).resolve()
+    ]
     if len(corpora) > 1 and len(own) != 1:
         raise SettingsError(f"data.mixture: one of its corpora must be {part.index.root}, the one that is judged")
     at = own[0] if own else 0

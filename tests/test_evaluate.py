@@ -21,8 +21,8 @@ from affekt.data.decode import Window
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
-from affekt.finetune.contenders import Classic, Majority, Outcome
-from affekt.finetune.entry import enter
+from affekt.finetune.contenders import Classic, Majority, Outcome, Part
+from affekt.finetune.entry import enter, fold_settings, retold
 from affekt.finetune.evaluate import EvaluateSettings, join_parts, plan_evaluation, pool_folds, run_folds
 from affekt.finetune.imported import read_table
 from affekt.finetune.predictions import Predictions
@@ -34,6 +34,7 @@ from affekt.finetune.schema import Results
 from affekt.finetune.scored import score_files
 from affekt.finetune.scores import score, values
 from affekt.finetune.table import to_results
+from affekt.finetune.training.settings import FinetuneSettings
 from affekt.pretrain.export import create_encoder, save_encoder
 from affekt.pretrain.hicmae import HiCMAESettings
 
@@ -456,3 +457,49 @@ def test_an_svm_is_scikit_learns_on_features_that_are_not_turned():
     assert np.isfinite(constant).all()
     [alone] = model.path(train, np.zeros(30, int), other, [1.0], 2)
     assert alone.argmax(1).tolist() == [0] * 12
+
+
+def test_a_fold_states_its_own_clips_classes_and_nothing_else(place, shards, tmp_path):
+    plan = plan_evaluation(settings_of(shards, tmp_path))
+    part = Part(plan.index, plan.rules, plan.classes, plan.folds[1], "test")
+    config = yaml.safe_load((place / "tuned.yaml").read_text())
+    own, other = config["data"] | {"name": "own"}, {"shards": str(tmp_path / "elsewhere"), "train": {"split": "train"}}
+    own.pop("workers")
+    mixed = FinetuneSettings.parse(config | {"data": {"mixture": [other, own], "workers": 0}})
+    settings = fold_settings(mixed, part, 3, tmp_path / "work")
+    kept, judged = settings.data.mixture
+    assert kept == mixed.data.parts[0] and kept.test is None
+    ids = {
+        side: [plan.index.samples.row(p)["id"] for p in getattr(part.fold, side)] for side in ("train", "dev", "test")
+    }
+    assert {side: getattr(judged, side)["id"] for side in ids} == ids and judged.group == "speaker"
+    assert judged.labels.map == {"angry": "angry", "sad": "sad"} and judged.labels.classes == ("angry", "sad")
+    assert settings.seeds == (3,) and settings.train.choose_on == "test" and settings.out == str(tmp_path / "work")
+    voted = FinetuneSettings.parse(config | {"data": config["data"] | {"labels": {"rule": "plurality"}}})
+    labels = fold_settings(voted, part, 0, tmp_path).data.labels
+    assert labels.map == {"anger": "angry", "sadness": "sad", "sad": "sad"} and labels.rule == "plurality"
+    with pytest.raises(SettingsError, match="one of its corpora must be"):
+        elsewhere = config | {"data": {"mixture": [other, own | {"shards": str(tmp_path / "third")}]}}
+        fold_settings(FinetuneSettings.parse(elsewhere), part, 0, tmp_path)
+    rated = replace(part, rules=replace(part.rules, dimensions=("valence",)))
+    with pytest.raises(SettingsError, match=r"say the range of valence, as `valence: \[1, 5\]`"):
+        fold_settings(FinetuneSettings.parse(config), rated, 0, tmp_path)
+    with pytest.raises(SettingsError, match="refit learns the clips that decide"):
+        FinetuneSettings.parse(config | {"refit": True, "train": config["train"] | {"choose_on": "test"}})
+
+
+def test_what_a_model_said_is_told_in_the_order_of_the_protocol(shards, tmp_path):
+    plan = plan_evaluation(settings_of(shards, tmp_path))
+    part = Part(plan.index, plan.rules, plan.classes, plan.folds[0])
+    place = {plan.index.samples.row(p)["id"]: p for p in part.fold.test}
+    ids = sorted(place, reverse=True)
+    said = Predictions(ids, ["sad", "other", "angry"], logits=np.tile([1.0, 2.0, 3.0], (len(ids), 1)))
+    table = retold(said, part, place, "test")
+    assert table.classes == ["angry", "sad"] and table.ids == ids and table.logits[0].tolist() == [3, 1]
+    assert table.label.tolist() == [
+        ["angry", "sad"].index(plan.rules.class_of(label_of(plan.index, place[i]))) for i in ids
+    ]
+
+
+def label_of(index, position):
+    return index.samples.row(position)["meta"]["label"]
