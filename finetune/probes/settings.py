@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from affekt.data.settings import Settings
 from affekt.finetune.pooling import POOLINGS, check_poolings
 from affekt.finetune.probes.heads import HeadName
-from affekt.finetune.probes.splits import Selector
+from affekt.finetune.splits import Selector
 
 Stream = Literal["audio", "video", "both"]
 
