@@ -53,6 +53,7 @@ class Classifier(nn.Module):
         if not paths or not set(paths) <= set(known):
             raise SettingsError(f"paths are {paths}; this encoder has {', '.join(known)}")
         s = encoder.settings
+        encoder.drop_projectors()  # nothing here would train them
         self.encoder, self.paths, self.missing = encoder, paths, missing
         for stream in ("video", "audio"):
             if encoder.streams in ("both", stream):
