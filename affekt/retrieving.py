@@ -137,10 +137,12 @@ def recall(
         print(json.dumps(results.model_dump(mode="json"), ensure_ascii=False))
         return
     (told,) = results.tables
-    table = Table(*told.head, title=told.title, caption=told.note)
-    for row in told.rows:
-        table.add_row(*map(Text, row))
-    Console().print(table)
+    for task in dict.fromkeys(row[1] for row in told.rows):
+        rows = [row for row in told.rows if row[1] == task]
+        table = Table("", *told.head[5:], title=f"{task.replace('_', ' ')}, {rows[0][3]} queries among {rows[0][4]}")
+        for row in rows:
+            table.add_row(*map(Text, (f"{row[0]} ({row[2]})" if row[2] else row[0], *row[5:])))
+        Console().print(table)
     print(f"results: {settings.output / 'results.json'}")
 
 
