@@ -90,7 +90,7 @@ def retrieve(
     found = []
     for path in clips:
         prepared = prepare_clip_safely(path, model.prepare_settings)
-        features = model.contrast_features(prepared, opened.about["windows"])
+        features = model.contrast_features(prepared, opened.about["windows"], opened.space.segments)
         has = {name.partition("_")[0] for name in features}
         query, target = choose_streams(has | ({"both"} if len(has) == 2 else set()), set(opened.searches), by, to, path)
         rows = {name: x[None].numpy() for name, x in features.items()}

@@ -200,12 +200,12 @@ def test_an_inner_product_is_the_mean_cosine_over_taps():
 def test_alignment_finds_across_streams_what_cosines_do_not(tmp_path):
     fit, base = planted(300, seed=1), planted(60, seed=2)
     plain = centred(Space("taps", (0, 1)), fit)
-    space = aligned(plain, fit, 0.01)
+    space = aligned(plain, fit)[0]
     assert measure(CROSS[0], plain, base, clips_of(60)).ranks.scores()["recall_1"] < 0.2
     for task in CROSS:
         assert measure(task, space, base, clips_of(60)).ranks.scores()["recall_1"] > 0.8
     shuffled = fit | {"audio_taps": fit["audio_taps"][np.random.default_rng(0).permutation(300)]}
-    nothing = measure(CROSS[0], aligned(plain, shuffled, 0.01), base, clips_of(60)).ranks.scores()
+    nothing = measure(CROSS[0], aligned(plain, shuffled)[0], base, clips_of(60)).ranks.scores()
     assert nothing["recall_1"] < 0.15
     space.save(tmp_path / "space.safetensors")
     again = Space.load(tmp_path / "space.safetensors")
@@ -257,10 +257,14 @@ def test_features_are_what_the_contrast_compares(projector, tiny_shards):
     for place, (stream, has) in enumerate((("video", inputs.has_video), ("audio", inputs.has_audio))):
         torch.testing.assert_close(found[f"{stream}_{kind}"][has], expected[has, place])
         assert found[f"{stream}_taps"].shape == (3, 2, 24) and found[f"{stream}_taps"][~has].isnan().all()
+    steps = encoder.contrast_features(batch, segments=4)["audio_steps"]
+    runs = encoder.grid_audio[0] // 4 * encoder.grid_audio[1]
+    mean = tokens["audio_2"][:, runs : 2 * runs].mean(1)  # the second quarter, of full windows
+    torch.testing.assert_close(steps[inputs.has_audio, 4 + 1], mean[inputs.has_audio])
     features = clip_features(encoder, index, [0, 1, 2], windows=1)
     np.testing.assert_allclose(features[f"audio_{kind}"], found[f"audio_{kind}"], atol=1e-5)
     assert default_space(encoder, features).name == f"{kind} 1+2"
-    assert len(list(menu(encoder, None))) == (6 if projector else 3)
+    assert len(list(menu(encoder, None))) == (9 if projector else 6)
 
 
 def test_exports_carry_the_projection_heads(tmp_path, capsys):

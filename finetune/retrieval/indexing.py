@@ -54,13 +54,15 @@ def write_clip_index(
     positions = sorted(map(int, positions), key=lambda p: shards.samples.row(p)["id"])  # equal scores go by id
     clips = [shards.samples.row(p) for p in positions]
     made_of = {"weights": weights_hash(encoder), "shards": shards.fingerprint, "windows": windows}
-    partial = kept(out, {**made_of, "ids": [clip["id"] for clip in clips]})
+    segments = space.segments if space else 0
+    partial = kept(out, {**made_of, "segments": segments, "ids": [clip["id"] for clip in clips]})
     parts = []
     for start in range(0, len(positions), PER_PART):
         path = partial / f"part-{start // PER_PART:06d}.safetensors"
         if not path.is_file():
             some = positions[start : start + PER_PART]
-            features = clip_features(encoder, shards, some, windows=windows, batch_size=batch_size, workers=workers)
+            how = {"windows": windows, "segments": segments, "batch_size": batch_size, "workers": workers}
+            features = clip_features(encoder, shards, some, **how)
             with committed(path) as file:
                 file.write(safetensors.numpy.save(features))
         parts.append(safetensors.numpy.load_file(path))

@@ -15,7 +15,7 @@ import numpy as np
 from affekt.data.errors import SettingsError
 from affekt.data.shards import ShardIndex
 from affekt.finetune.retrieval.ranks import Ranks, rank
-from affekt.finetune.retrieval.space import Features, Space, clip_features, default_space, menu
+from affekt.finetune.retrieval.space import SEGMENTS, Features, Space, clip_features, default_space, menu
 from affekt.pretrain.encoder import Encoder
 
 Apart = Literal["source", "speaker"]
@@ -94,7 +94,8 @@ def evaluate(
     pairs are aligned, no label of theirs is used. Raises SettingsError where no query has a right answer in reach.
     """
     parts = [np.asarray(part, int) for part in (positions, dev, fit)]
-    how = {"windows": windows, "batch_size": batch_size, "workers": workers, "on_batch": on_batch}
+    segments = SEGMENTS if len(dev) else 0  # steps are only ever chosen
+    how = {"windows": windows, "segments": segments, "batch_size": batch_size, "workers": workers, "on_batch": on_batch}
     together = clip_features(encoder, index, np.concatenate(parts).tolist(), **how)
     ends = np.cumsum([len(part) for part in parts])[:-1]
     split = [dict(zip(together, rows)) for rows in zip(*(np.split(x, ends) for x in together.values()))]

@@ -4,11 +4,11 @@ A vector is the taps' features, each of unit length, one behind the other: the i
 over taps of their cosine similarities.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -24,14 +24,16 @@ from affekt.pretrain.encoder import Encoder
 
 FORMAT, VERSION = "affekt-retrieval-space", "1.0"
 SMALLEST = 1e-12
-PENALTIES = (0.01, 0.1, 1.0)  # of `aligned`, as parts of the mean variance
+SEGMENTS = 8  # of a window, for `steps`
+PENALTIES = (0.1, 1.0, 10.0)  # of `aligned`, as parts of the mean variance
 
 Features = dict[str, np.ndarray]  # `video_taps` and so on: float32 (clips, K, D), NaN where a clip lacks the stream
 
 
 @dataclass
 class Space:
-    """`features` taps or heads (projection heads), `taps` places in the encoder's list of them.
+    """`features` are taps, heads (projection heads) or steps (taps over parts of the window), `taps` places in the
+    encoder's list of them.
 
     `means` (K, D) by stream are taken off first: with `contrast_center` the contrast was computed so. `maps` are linear
     maps of each stream's vectors into a common space (`aligned`).
@@ -42,6 +44,17 @@ class Space:
     means: dict[str, np.ndarray] = field(default_factory=dict)
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     penalty: float | None = None
+
+    @property
+    def segments(self) -> int:
+        """What `clip_features` has to be told."""
+        return SEGMENTS if self.features == "steps" else 0
+
+    def part(self, features: Features, stream: str) -> np.ndarray:
+        """float64 (clips, taps or taps x segments, D): what the vectors are made of."""
+        runs = max(self.segments, 1)
+        places = [tap * runs + run for tap in self.taps for run in range(runs)]
+        return features[f"{stream}_{self.features}"][:, places].astype(np.float64)
 
     @property
     def name(self) -> str:
@@ -55,12 +68,12 @@ class Space:
         if stream == "both":
             parts = [self.vectors(features, one) for one in ("video", "audio")]
             return (np.concatenate(parts, 1) / np.float32(np.sqrt(2))).astype(np.float32)
-        x = features[f"{stream}_{self.features}"][:, list(self.taps)].astype(np.float64)
+        x = self.part(features, stream)
         if self.means:
             if stream not in self.means:
                 raise DataError(f"a space without a mean of {stream}: the clips it was made on had none; make it again")
             x = x - self.means[stream]
-        x = unit(x).reshape(len(x), -1) / np.sqrt(len(self.taps))
+        x = unit(x).reshape(len(x), -1) / np.sqrt(x.shape[1])
         if self.maps:
             x = unit((x - self.maps[f"{stream}_mean"]) @ self.maps[stream])
         return x.astype(np.float32)
@@ -101,6 +114,7 @@ def clip_features(
     positions: Sequence[int],
     *,
     windows: int = 4,
+    segments: int = 0,
     batch_size: int = 16,
     workers: int = 0,
     on_batch: Callable[[int], None] | None = None,
@@ -114,15 +128,19 @@ def clip_features(
     encoder.eval()
 
     def compute(batch: Batch, streams: str) -> dict[str, torch.Tensor]:
-        return {n: x for n, x in encoder.contrast_features(batch.to(device)).items() if streams in ("both", n[:5])}
+        return {
+            n: x for n, x in encoder.contrast_features(batch.to(device), segments).items() if streams in ("both", n[:5])
+        }
 
     how = {"windows": windows, "streams": encoder.streams, "batch_size": batch_size, "workers": workers}
     table = average_views(compute, index, positions, encoder.window, **how, on_batch=on_batch)
     s, features = encoder.settings, {}
     widths = {"taps": s.embed_dim} | ({"heads": s.projector_dim} if encoder.has_projectors else {})
+    widths |= {"steps": s.embed_dim} if segments else {}
     for stream in ("video", "audio") if encoder.streams == "both" else (encoder.streams,):
         for kind, width in widths.items():
-            features[f"{stream}_{kind}"] = np.full((len(positions), len(s.taps), width), np.nan, np.float32)
+            places = len(s.taps) * (segments if kind == "steps" else 1)
+            features[f"{stream}_{kind}"] = np.full((len(positions), places, width), np.nan, np.float32)
     for name, rows in table.blocks.items():
         has = table.has[name[:5]]
         bad = np.flatnonzero(~np.isfinite(rows).all((1, 2)))
@@ -141,55 +159,56 @@ def default_space(encoder: Encoder, features: Features) -> Space:
     return centred(space, features) if encoder.settings.contrast_center else space
 
 
-def menu(encoder: Encoder, fit: Features | None) -> Iterator[Space]:
-    """What development clips choose from: taps or heads, all of them or one, as they are or without their mean over
-    the clips of `fit`, and all taps aligned on the pairs of `fit`."""
+def menu(encoder: Encoder, fit: Features | None, steps: bool = True) -> Iterator[Space]:
+    """What development clips choose from: taps, heads or steps, all taps or one, as they are or without their mean over
+    the clips of `fit`, and all taps (steps of all or of one) aligned on the pairs of `fit`."""
     count = len(encoder.settings.taps)
     every = tuple(range(count))
-    for kind in ("heads", "taps") if encoder.has_projectors else ("taps",):
-        for taps in dict.fromkeys([every, *((tap,) for tap in every)]):
-            yield Space(kind, taps)
-            if fit is not None:
-                yield centred(Space(kind, taps), fit)
+    some = list(dict.fromkeys([every, *((tap,) for tap in every)]))
+    kinds = [*(["heads"] if encoder.has_projectors else []), "taps", *(["steps"] if steps else [])]
+    for kind, taps in itertools.product(kinds, some):
+        yield Space(kind, taps)
+        if fit is not None:
+            yield centred(Space(kind, taps), fit)
     if fit is not None and encoder.streams == "both" and pairs(fit).sum() > 1:
-        for penalty in PENALTIES:
-            yield aligned(centred(Space("taps", every), fit), fit, penalty)
+        for kind, taps in [("taps", every), *(("steps", taps) for taps in some if steps)]:
+            yield from aligned(centred(Space(kind, taps), fit), fit)
 
 
 def centred(space: Space, fit: Features) -> Space:
     """The space without the mean over the clips of `fit`, of each stream on its own."""
     means = {}
-    for name, x in fit.items():
-        stream, _, kind = name.partition("_")
-        if kind == space.features and not np.isnan(x).all():
-            means[stream] = np.nanmean(x[:, list(space.taps)].astype(np.float64), 0)
+    for stream in ("video", "audio"):
+        name = f"{stream}_{space.features}"
+        if name in fit and not np.isnan(fit[name]).all():
+            means[stream] = np.nanmean(space.part(fit, stream), 0)
     return Space(space.features, space.taps, means)
 
 
-def aligned(space: Space, fit: Features, penalty: float) -> Space:
+def aligned(space: Space, fit: Features, penalties: Sequence[float] = PENALTIES) -> list[Space]:
     """`space` with a linear map of each stream into a common one: canonical correlation analysis on the clips of `fit`
-    that have both streams, which uses no labels.
+    that have both streams, which uses no labels. One for each of `penalties`.
 
-    Directions weigh by their correlation (Gong et al. 2014, "A multi-view embedding space", section 3.2). `penalty` is
+    Directions weigh by their correlation (Gong et al. 2014, "A multi-view embedding space", section 3.2). A penalty is
     added to the variance of every direction, as a part of the mean one (Vinod 1976, "canonical ridge").
     """
-    video, audio = (space.vectors(fit, stream).astype(np.float64) for stream in ("video", "audio"))
-    paired = pairs(fit)
-    video, audio = video[paired], audio[paired]
-    maps: dict[str, Any] = {"video_mean": video.mean(0), "audio_mean": audio.mean(0)}
-    video, audio = video - maps["video_mean"], audio - maps["audio_mean"]
-    whiten = [_inverse_root(x.T @ x / len(x), penalty) for x in (video, audio)]
-    left, correlation, right = np.linalg.svd(whiten[0] @ (video.T @ audio / len(video)) @ whiten[1], False)
-    maps |= {"video": whiten[0] @ left * correlation, "audio": whiten[1] @ right.T * correlation}
-    return Space(space.features, space.taps, space.means, maps, penalty)
+    both = pairs(fit)
+    video, audio = (space.vectors(fit, stream)[both].astype(np.float64) for stream in ("video", "audio"))
+    means = {"video_mean": video.mean(0), "audio_mean": audio.mean(0)}
+    # Directions that the clips do not span have no covariance with anything: they may be left out.
+    views = [np.linalg.svd(x - x.mean(0), full_matrices=False) for x in (video, audio)]
+    spaces = []
+    for penalty in penalties:
+        scales = [np.sqrt(np.maximum(s**2 + penalty * (s**2).mean(), SMALLEST)) for _, s, _ in views]
+        whitened = [u * (s / scale) for (u, s, _), scale in zip(views, scales)]
+        left, correlation, right = np.linalg.svd(whitened[0].T @ whitened[1], full_matrices=False)
+        maps = [(w.T / scale) @ turn * correlation for (_, _, w), scale, turn in zip(views, scales, (left, right.T))]
+        spaces.append(
+            Space(space.features, space.taps, space.means, means | dict(zip(("video", "audio"), maps)), penalty)
+        )
+    return spaces
 
 
 def pairs(features: Features) -> np.ndarray:
     """bool (clips,): which have both streams."""
     return np.isfinite(features["video_taps"]).all((1, 2)) & np.isfinite(features["audio_taps"]).all((1, 2))
-
-
-def _inverse_root(covariance: np.ndarray, penalty: float) -> np.ndarray:
-    values, vectors = np.linalg.eigh(covariance)
-    values = values.clip(0) + max(penalty * values.clip(0).mean(), SMALLEST)
-    return vectors / np.sqrt(values) @ vectors.T
