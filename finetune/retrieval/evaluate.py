@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ Selector = dict[str, list[str | int] | str | int]
 TITLES = {
     ("pretrained", "chosen"): "Pre-trained encoder",
     ("pretrained", "contrast"): "Pre-trained encoder, space of the contrast",
+    ("statistics", "chosen"): "Plain statistics, aligned",
     ("random", "chosen"): "Random encoder",
     ("random", "contrast"): "Random encoder, space of the contrast",
 }
@@ -79,10 +80,13 @@ def recall(settings: RetrievalSettings, progress: Callable[[int, int], None] | N
     settings.output.mkdir(parents=True, exist_ok=True)
     encoder = load_encoder(settings.encoder)
     encoders = [("pretrained", lambda: encoder)]
+    if dev and fit and encoder.streams == "both":
+        encoders.append(("statistics", lambda: encoder))
     encoders += [("random", lambda seed=seed: random_encoder(settings.encoder, seed)) for seed in settings.random_seeds]
     total = len(encoders) * settings.windows * (len(base) + len(dev) + len(fit))
     heard = _counter(progress, total)
-    found = [(name, measured(make(), index, base, dev, fit, settings, heard)) for name, make in encoders]
+    parts = (base, dev, fit)
+    found = [(name, measured(make(), name == "statistics", index, parts, settings, heard)) for name, make in encoders]
     if progress:
         progress(total, total)  # clips that are short have fewer windows
     groups = [_group(index, p, settings.group) for p in base]
@@ -147,17 +151,17 @@ def parts_of(index: ShardIndex, settings: RetrievalSettings) -> tuple[list[int],
 
 def measured(
     encoder: Encoder,
+    plain: bool,
     index: ShardIndex,
-    base: Sequence[int],
-    dev: Sequence[int],
-    fit: Sequence[int],
+    parts: tuple[list[int], list[int], list[int]],
     settings: RetrievalSettings,
     heard: Callable[[int], None] | None,
 ) -> dict[str, dict[str, Found]]:
     device = settings.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
     names = ("label", "apart", "windows", "batch_size", "workers")
     how = {name: getattr(settings, name) for name in names}
-    return evaluate(encoder.to(device), index, base, dev=dev, fit=fit, **how, on_batch=heard)
+    base, dev, fit = parts
+    return evaluate(encoder.to(device), index, base, dev=dev, fit=fit, plain=plain, **how, on_batch=heard)
 
 
 def describe(
@@ -181,7 +185,7 @@ def describe(
     system = System(
         name=f"{name}_{kind}",
         title=title,
-        kind="random" if name == "random" else "other",
+        kind=name if name in ("random", "statistics") else "other",
         streams=streams,
         transductive=settings.transductive,
         seeds=list(settings.random_seeds) if name == "random" else [],

@@ -6,34 +6,29 @@ over taps of their cosine similarities.
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-import torch
 from safetensors import SafetensorError, safe_open
 
-from affekt.data.batch import Batch
 from affekt.data.errors import DataError
 from affekt.data.files import check_version, committed
-from affekt.data.shards import ShardIndex
-from affekt.finetune.features import average_views
 from affekt.pretrain.encoder import Encoder
 
 FORMAT, VERSION = "affekt-retrieval-space", "1.0"
 SMALLEST = 1e-12
-SEGMENTS = 8  # of a window, for `steps`
-PENALTIES = (0.1, 1.0, 10.0)  # of `aligned`, as parts of the mean variance
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of `aligned`, as parts of the mean variance
 
 Features = dict[str, np.ndarray]  # `video_taps` and so on: float32 (clips, K, D), NaN where a clip lacks the stream
 
 
 @dataclass
 class Space:
-    """`features` are taps, heads (projection heads) or steps (taps over parts of the window), `taps` places in the
-    encoder's list of them.
+    """`features` are taps, heads (projection heads) or steps (taps over `segments` parts of the window), `taps` places
+    in the encoder's list of them.
 
     `means` (K, D) by stream are taken off first: with `contrast_center` the contrast was computed so. `maps` are linear
     maps of each stream's vectors into a common space (`aligned`).
@@ -44,11 +39,7 @@ class Space:
     means: dict[str, np.ndarray] = field(default_factory=dict)
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     penalty: float | None = None
-
-    @property
-    def segments(self) -> int:
-        """What `clip_features` has to be told."""
-        return SEGMENTS if self.features == "steps" else 0
+    segments: int = 0
 
     def part(self, features: Features, stream: str) -> np.ndarray:
         """float64 (clips, taps or taps x segments, D): what the vectors are made of."""
@@ -81,7 +72,7 @@ class Space:
     def save(self, path: Path) -> None:
         """One safetensors file."""
         about = {"format": FORMAT, "version": VERSION, "features": self.features, "taps": list(self.taps)}
-        about["penalty"] = self.penalty
+        about |= {"penalty": self.penalty, "segments": self.segments}
         arrays = {f"means/{s}": x for s, x in self.means.items()} | {f"maps/{s}": x for s, x in self.maps.items()}
         arrays = {name: np.ascontiguousarray(x, np.float64) for name, x in arrays.items()} or {"none": np.zeros(1)}
         with committed(path) as file:
@@ -99,56 +90,14 @@ class Space:
                 kind: {n.partition("/")[2]: x for n, x in arrays.items() if n.startswith(kind)}
                 for kind in ("means", "maps")
             }
-            return cls(about["features"], tuple(about["taps"]), **parts, penalty=about["penalty"])
+            numbers = {"penalty": about["penalty"], "segments": about["segments"]}
+            return cls(about["features"], tuple(about["taps"]), **parts, **numbers)
         except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
             raise DataError(f"{path}: no space of retrieval can be read: {error!r}; make it again") from None
 
 
 def unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), SMALLEST)
-
-
-def clip_features(
-    encoder: Encoder,
-    index: ShardIndex,
-    positions: Sequence[int],
-    *,
-    windows: int = 4,
-    segments: int = 0,
-    batch_size: int = 16,
-    workers: int = 0,
-    on_batch: Callable[[int], None] | None = None,
-) -> Features:
-    """`Encoder.contrast_features` of the clips at `positions`, averaged over `windows` evenly spaced views of each.
-
-    Clips that cannot be decoded are NaN in every stream, as those that lack one are in that. Raises DataError naming a
-    clip whose features are not finite.
-    """
-    device = next(encoder.parameters()).device
-    encoder.eval()
-
-    def compute(batch: Batch, streams: str) -> dict[str, torch.Tensor]:
-        return {
-            n: x for n, x in encoder.contrast_features(batch.to(device), segments).items() if streams in ("both", n[:5])
-        }
-
-    how = {"windows": windows, "streams": encoder.streams, "batch_size": batch_size, "workers": workers}
-    table = average_views(compute, index, positions, encoder.window, **how, on_batch=on_batch)
-    s, features = encoder.settings, {}
-    widths = {"taps": s.embed_dim} | ({"heads": s.projector_dim} if encoder.has_projectors else {})
-    widths |= {"steps": s.embed_dim} if segments else {}
-    for stream in ("video", "audio") if encoder.streams == "both" else (encoder.streams,):
-        for kind, width in widths.items():
-            places = len(s.taps) * (segments if kind == "steps" else 1)
-            features[f"{stream}_{kind}"] = np.full((len(positions), places, width), np.nan, np.float32)
-    for name, rows in table.blocks.items():
-        has = table.has[name[:5]]
-        bad = np.flatnonzero(~np.isfinite(rows).all((1, 2)))
-        if len(bad):
-            clip = table.ids[np.flatnonzero(has)[bad[0]]]
-            raise DataError(f"{name}: {len(bad)} of {len(rows)} clips have NaN or infinite features, first {clip}")
-        features[name][has] = rows
-    return features
 
 
 def default_space(encoder: Encoder, features: Features) -> Space:
@@ -159,20 +108,21 @@ def default_space(encoder: Encoder, features: Features) -> Space:
     return centred(space, features) if encoder.settings.contrast_center else space
 
 
-def menu(encoder: Encoder, fit: Features | None, steps: bool = True) -> Iterator[Space]:
+def menu(encoder: Encoder, fit: Features | None, segments: int) -> Iterator[Space]:
     """What development clips choose from: taps, heads or steps, all taps or one, as they are or without their mean over
     the clips of `fit`, and all taps (steps of all or of one) aligned on the pairs of `fit`."""
-    count = len(encoder.settings.taps)
-    every = tuple(range(count))
+    every = tuple(range(len(encoder.settings.taps)))
     some = list(dict.fromkeys([every, *((tap,) for tap in every)]))
-    kinds = [*(["heads"] if encoder.has_projectors else []), "taps", *(["steps"] if steps else [])]
+    kinds = [*(["heads"] if encoder.has_projectors else []), "taps", "steps"]
     for kind, taps in itertools.product(kinds, some):
-        yield Space(kind, taps)
-        if fit is not None:
-            yield centred(Space(kind, taps), fit)
-    if fit is not None and encoder.streams == "both" and pairs(fit).sum() > 1:
-        for kind, taps in [("taps", every), *(("steps", taps) for taps in some if steps)]:
-            yield from aligned(centred(Space(kind, taps), fit), fit)
+        space = Space(kind, taps, segments=segments if kind == "steps" else 0)
+        yield from (space,) if fit is None else (space, centred(space, fit))
+        if (
+            fit is not None
+            and encoder.streams == "both"
+            and (kind, taps) in [("taps", every), *(("steps", t) for t in some)]
+        ):
+            yield from aligned(centred(space, fit), fit)
 
 
 def centred(space: Space, fit: Features) -> Space:
@@ -182,17 +132,19 @@ def centred(space: Space, fit: Features) -> Space:
         name = f"{stream}_{space.features}"
         if name in fit and not np.isnan(fit[name]).all():
             means[stream] = np.nanmean(space.part(fit, stream), 0)
-    return Space(space.features, space.taps, means)
+    return replace(space, means=means)
 
 
 def aligned(space: Space, fit: Features, penalties: Sequence[float] = PENALTIES) -> list[Space]:
     """`space` with a linear map of each stream into a common one: canonical correlation analysis on the clips of `fit`
-    that have both streams, which uses no labels. One for each of `penalties`.
+    that have both streams, which uses no labels. One for each of `penalties`, none for less than two clips.
 
     Directions weigh by their correlation (Gong et al. 2014, "A multi-view embedding space", section 3.2). A penalty is
     added to the variance of every direction, as a part of the mean one (Vinod 1976, "canonical ridge").
     """
     both = pairs(fit)
+    if both.sum() < 2:
+        return []
     video, audio = (space.vectors(fit, stream)[both].astype(np.float64) for stream in ("video", "audio"))
     means = {"video_mean": video.mean(0), "audio_mean": audio.mean(0)}
     # Directions that the clips do not span have no covariance with anything: they may be left out.
@@ -203,12 +155,11 @@ def aligned(space: Space, fit: Features, penalties: Sequence[float] = PENALTIES)
         whitened = [u * (s / scale) for (u, s, _), scale in zip(views, scales)]
         left, correlation, right = np.linalg.svd(whitened[0].T @ whitened[1], full_matrices=False)
         maps = [(w.T / scale) @ turn * correlation for (_, _, w), scale, turn in zip(views, scales, (left, right.T))]
-        spaces.append(
-            Space(space.features, space.taps, space.means, means | dict(zip(("video", "audio"), maps)), penalty)
-        )
+        spaces.append(replace(space, maps=means | dict(zip(("video", "audio"), maps)), penalty=penalty))
     return spaces
 
 
 def pairs(features: Features) -> np.ndarray:
     """bool (clips,): which have both streams."""
-    return np.isfinite(features["video_taps"]).all((1, 2)) & np.isfinite(features["audio_taps"]).all((1, 2))
+    known = [[np.isfinite(x).all((1, 2)) for name, x in features.items() if name.startswith(s)] for s in ("vi", "au")]
+    return known[0][0] & known[1][0]
