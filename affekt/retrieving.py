@@ -124,8 +124,8 @@ def recall(
 ) -> None:
     """Measure how well clips are found: sound for a picture and back, and clips of the same label; with intervals."""
     path = find_experiment(config)
-    from affekt.finetune.retrieval.evaluate import RetrievalSettings
     from affekt.finetune.retrieval.evaluate import recall as measure
+    from affekt.finetune.retrieval.settings import RetrievalSettings
 
     settings = RetrievalSettings.read(path, overrides or [])
     if print_config:

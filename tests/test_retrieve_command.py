@@ -15,8 +15,9 @@ from affekt.data.media.clip import PrepareSettings
 from affekt.data.prepare import prepare
 from affekt.data.shards import ShardIndex
 from affekt.finetune.retrieval import indexing
-from affekt.finetune.retrieval.evaluate import RetrievalSettings, recall
+from affekt.finetune.retrieval.evaluate import recall
 from affekt.finetune.retrieval.index import ClipIndex
+from affekt.finetune.retrieval.settings import RetrievalSettings
 from affekt.finetune.schema import Results
 from affekt.pretrain.export import create_encoder, load_encoder, save_encoder
 from affekt.pretrain.registry import model_settings
@@ -195,6 +196,12 @@ def test_an_experiment_writes_what_was_found(experiment, tmp_path, capsys):
     assert results.systems[2].kind == "statistics"
     for system in results.systems:
         assert 0 <= system.scores["video_to_audio_recall_1"].low <= system.scores["video_to_audio_recall_1"].high <= 1
+    gaps = {(d.minus, d.score): d for d in results.differences}
+    assert {minus for minus, _ in gaps} == {"random_chosen", "statistics_chosen", "pretrained_contrast"}
+    values = {s.name: s.scores["video_to_audio_map"].value for s in results.systems}
+    gap = gaps["statistics_chosen", "video_to_audio_map"].estimate
+    assert gap.value == pytest.approx(values["pretrained_chosen"] - values["statistics_chosen"])
+    assert gap.low <= gap.value <= gap.high and 0 < gaps["statistics_chosen", "video_to_audio_map"].p <= 1
     (table,) = results.tables
     chance = {row[1]: row for row in table.rows if row[0] == "Chance"}
     assert chance["audio_to_video"][5] == f"{100 / 12:.1f}" and chance["audio_to_video"][8] == "6.5"
