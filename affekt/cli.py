@@ -14,11 +14,24 @@ import typer
 from rich.console import Console
 
 from affekt import __version__
-from affekt.arguments import AllowChange, AsJson, Config, Overrides, Resume, answer, conditions, find_experiment
+from affekt.arguments import (
+    AllowChange,
+    AsJson,
+    Config,
+    Overrides,
+    PrintConfig,
+    Resume,
+    answer,
+    conditions,
+    find_experiment,
+)
 from affekt.data.errors import AffektError, DataError
 from affekt.data.machine import available_cores
+from affekt.evaluating import LAST, evaluate
+from affekt.finetuning import finetune
 from affekt.launching import launch
 from affekt.planning import plan
+from affekt.predicting import predict
 from affekt.progress import Report, progress, training
 from affekt.retrieving import index, recall, retrieve
 from affekt.watching import compare, runs
@@ -38,6 +51,8 @@ HOW_TO_GO_ON = {
     "synth": "finished clips are kept; the same command goes on from there",
     "prepare": "finished shards are kept; the same command goes on from there",
     "pretrain": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
+    "evaluate": LAST,
+    "finetune": "the last checkpoint is kept; the same command goes on from there",
     "launch": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
     "index": "features of finished parts are kept; the same command goes on from there",
     "demo": "what is finished is kept; the same command goes on from there",
@@ -45,7 +60,6 @@ HOW_TO_GO_ON = {
 
 Seed = Annotated[int, typer.Option(help="Same seed and arguments, same result.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work side by side.")]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and stop.")]
 
 
 def run(args: list[str]) -> int:
@@ -270,6 +284,9 @@ app.command()(compare)
 app.command()(index)
 app.command()(retrieve)
 app.command()(recall)
+app.command()(finetune)
+app.command()(evaluate)
+app.command()(predict)
 
 
 @app.command()
@@ -301,7 +318,8 @@ def probe(
         return
     with progress("features", "windows", quiet=as_json) as report:
         results = measure(settings, report)
-    _show(results, settings.output / "report.html", as_json)
+    if results:  # other ranks than the first have computed features and are done
+        _show(results, settings.output / "report.html", as_json)
 
 
 @app.command()
@@ -331,4 +349,4 @@ def _show(results: dict[str, Any], report: Path, as_json: bool) -> None:
         print(json.dumps(results, ensure_ascii=False))
     else:
         show_table(results, Console())
-        print(f"report: {report}")
+        print(f"report: {report if report.is_file() else report.with_name('results.json')}")

@@ -51,11 +51,13 @@ def _refused(path: Path, error: OSError) -> DataError:
 
 # What each command's folder holds at its top, so that no command writes into another's.
 MARKS = {
+    "finetune.json": "a fine-tuning",
     "synth.json": "a corpus of `affekt synth`",
     "index.safetensors": "shards",
     "quarantine.jsonl": "shards",
     "metrics.jsonl": "a run of `affekt pretrain`",
     "config.json": "an export",
+    "evaluate.yaml": "results of `affekt evaluate`",
     "results.json": "results of `affekt probe`",
     "retrieval.json": "an index of `affekt index`",
 }

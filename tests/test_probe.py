@@ -21,6 +21,7 @@ from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
 from affekt.finetune.features import FeatureTable
 from affekt.finetune.predictions import Predictions
+from affekt.finetune.probes import heads as heads_module
 from affekt.finetune.probes.depth import depth_tasks, layers_of
 from affekt.finetune.probes.heads import heads_of
 from affekt.finetune.probes.linear import Path, rotate, standardise
@@ -172,6 +173,20 @@ def test_same_settings_same_numbers(results, shards, export, tmp_path):
         assert again[part] == results[0][part]
 
 
+def test_other_ranks_compute_features_and_leave_the_rest_to_the_first(results, shards, export, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    settings = settings_of(shards, export, tmp_path, streams=["audio"])
+    assert probe(settings) == {} and {path.name for path in tmp_path.iterdir()} == {"features"}
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")}
+    assert len(made) == 4, "one rank alone makes up for the other: an encoder, two random ones, statistics"
+    monkeypatch.setenv("RANK", "0")
+    found = probe(settings)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")} == made, "and nothing is made twice"
+    for name in ("pretrained", "random", "statistics"):
+        assert find_row(found, name, "audio") == find_row(results[0], name, "audio")
+
+
 def test_speaker_on_both_sides_is_refused(shards, export, tmp_path):
     with pytest.raises(SettingsError, match="s6"):
         probe(settings_of(shards, export, tmp_path, test={"id": ["s6_1", "s6_2", "s6_3"]}, dev={"speaker": ["s1"]}))
@@ -212,7 +227,8 @@ def test_split_by_clip_resamples_clips(shards, export, tmp_path):
     assert {r["stream"] for r in found["rows"]} == {"audio"}
 
 
-def test_heads_on_tokens_and_layers_and_curves_over_depth(shards, export, tmp_path):
+def test_heads_on_tokens_and_layers_and_curves_over_depth(shards, export, tmp_path, monkeypatch):
+    monkeypatch.setattr(heads_module, "STEPS", (10, 30))
     heads = ["ridge", "attentive", "layer_weights"]
     changes = {"heads": heads, "random_seeds": [0], "streams": ["audio"], "head_seeds": [0, 1], "token_layers": "all"}
     found = probe(settings_of(shards, export, tmp_path, poolings=["mean", "segments_2"], **changes))
@@ -303,7 +319,7 @@ def test_test_clips_that_pretraining_has_seen_are_refused(shards, tmp_path, seen
         probe(settings)
     found = probe(settings.model_copy(update={"transductive": True}))
     assert all(row_name(row).endswith("(transductive)") for row in found["rows"])
-    assert "Transductive" in (tmp_path / "out" / "report.html").read_text()
+    assert "transductive" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_seen_speakers_do_not_matter_where_clips_are_split(shards, tmp_path):

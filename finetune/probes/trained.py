@@ -75,7 +75,7 @@ def attentive(
 ) -> Iterator[np.ndarray]:
     """Answers of `Attention` over the tokens of one stream or of two, standardised by those of `train`."""
     moments = [token_moments(*stream) for stream in train]
-    rows, others = ([torch.tensor(x) for stream in side for x in stream] for side in (train, other))
+    rows, others = ([torch.as_tensor(x) for stream in side for x in stream] for side in (train, other))
 
     def make() -> nn.Module:
         return Attention(moments, targets.values.shape[1])
