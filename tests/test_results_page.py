@@ -70,7 +70,8 @@ def system(clips, name, title, kind, skill, rng, seeds=(0, 1), **about):
     sexes = {s: "female" if i % 2 else "male" for i, s in enumerate(np.unique(speakers))}
     who = [(s, speakers == s) for s in np.unique(speakers)]
     row["speakers"] = [
-        {"name": s, "clips": int(m.sum()), "score": float((said[0] == truth)[m].mean()), "sex": sexes[s]} for s, m in who
+        {"name": s, "clips": int(m.sum()), "score": float((said[0] == truth)[m].mean()), "sex": sexes[s]}
+        for s, m in who
     ]
     row["by_fold"] = [
         {"name": f"fold {i}", "clips": int(m.sum()), "scores": {"uar": float((said[0] == truth)[m].mean())}}
@@ -80,7 +81,11 @@ def system(clips, name, title, kind, skill, rng, seeds=(0, 1), **about):
     p, hot = softmax(logits[0]), said[0] == truth
     sure, order = p.max(1), np.argsort(-p.max(1))
     wrong = np.cumsum(~hot[order]) / np.arange(1, len(truth) + 1)
-    row["risk_coverage"] = {"name": name, "x": (np.arange(1, len(truth) + 1) / len(truth)).tolist(), "y": wrong.tolist()}
+    row["risk_coverage"] = {
+        "name": name,
+        "x": (np.arange(1, len(truth) + 1) / len(truth)).tolist(),
+        "y": wrong.tolist(),
+    }
     scaled = softmax(logits[0] / 2).max(1)
     raters = rng.binomial(10, np.where(hot, 0.7, 0.3)) / 10
     row["calibration"] = {
@@ -131,14 +136,28 @@ def example(index, seed=0, attack=""):
     depth = list(range(1, 9))
     curve = [0.3 + 0.05 * d - 0.004 * d * d + 0.01 * rng.normal() for d in depth]
     control = [0.2 + 0.01 * rng.normal() for _ in depth]
-    levels = {"noise": ("Noise", "dB SNR", [-5.0, 0.0, 5.0, 10.0, 20.0], None), "rmfm": ("Missing frames", "share", [0.0, 0.25, 0.5, 1.0], 0.51)}
+    levels = {
+        "noise": ("Noise", "dB SNR", [-5.0, 0.0, 5.0, 10.0, 20.0], None),
+        "rmfm": ("Missing frames", "share", [0.0, 0.25, 0.5, 1.0], 0.51),
+    }
     stress = []
     for name in ("finetuned", "probe"):
         for damage, (title, unit, steps, area) in levels.items():
             hurt = np.linspace(0.05, 0.95, len(steps))[:: -1 if area is None else 1]
-            wrong = [np.where(rng.random(said[name].shape) < h, rng.integers(0, len(classes), said[name].shape), said[name]) for h in hurt]
+            wrong = [
+                np.where(rng.random(said[name].shape) < h, rng.integers(0, len(classes), said[name].shape), said[name])
+                for h in hurt
+            ]
             stress.append(
-                {"name": damage, "title": title, "unit": unit, "system": name, "score": "uar", "levels": steps, "area": area}
+                {
+                    "name": damage,
+                    "title": title,
+                    "unit": unit,
+                    "system": name,
+                    "score": "uar",
+                    "levels": steps,
+                    "area": area,
+                }
                 | {"scores": [estimates(truth, w, speakers, num_classes=len(classes))["uar"] for w in wrong]}
                 | {"unchanged": [float((w == said[name]).mean()) for w in wrong], "note": "Keyed by clip." + attack}
             )
