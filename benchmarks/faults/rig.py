@@ -28,7 +28,7 @@ GRACE = 10  # seconds that a rank has to end by itself after another was killed
 
 class Rig:
     """A folder with shards and settings for runs of STEPS that save every SAVE_EVERY. `straight(ranks=...)` is the run
-    that nothing happens to; the others are compared with it. `preload` are further modules that processes start with."""
+    that nothing happens to; the others are compared with it. `preload` are more modules to start with."""
 
     def __init__(self, folder: Path, seed: int = 0, preload: tuple[str, ...] = ()):
         self.folder, self.rng = folder, random.Random(seed)
