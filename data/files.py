@@ -59,6 +59,7 @@ MARKS = {
     "config.json": "an export",
     "evaluate.yaml": "results of `affekt evaluate`",
     "results.json": "results of `affekt probe`",
+    "retrieval.json": "an index of `affekt index`",
 }
 
 
