@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -91,3 +92,19 @@ def _take(
         found = "; ".join(f"{key}: {', '.join(sorted(values)[:12])}" for key, values in known.items())
         raise SettingsError(f"{part}: no clip left has {selector}; the clips left have {found}")
     return [p for p in positions if p not in allowed], taken
+
+
+def describe_side(
+    index: ShardIndex, positions: Sequence[int], classes: Sequence[str], labels: Sequence[int]
+) -> dict[str, Any]:
+    """Counts for `results.clips["parts"]`: clips at `positions`, by class (`labels`, -1 for none, may be empty where a
+    task has no classes), their speakers, and how many have sound and picture."""
+    samples = [index.samples[int(position)] for position in positions]
+    names = Counter(classes[label] for label in labels if label >= 0)
+    return {
+        "clips": len(samples),
+        "classes": {name: names[name] for name in classes},
+        "speakers": sorted({str(sample.meta["speaker"]) for sample in samples if sample.meta.get("speaker")}),
+        "with_audio": sum(sample.has_audio for sample in samples),
+        "with_video": sum(sample.has_video for sample in samples),
+    }
