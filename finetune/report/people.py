@@ -185,6 +185,7 @@ def conflict(results: Results) -> str:
                 chart,
                 table(["", "", ""], said).replace("<td>", '<td class="wrap">'),
                 table_,
+                f"<figcaption>{escape(c.note)}</figcaption>" if c.note else "",
                 title=names.get(c.system, c.system),
             )
         )
