@@ -22,6 +22,7 @@ from affekt.launching import launch
 from affekt.planning import plan
 from affekt.predicting import predict
 from affekt.progress import Report, progress, training
+from affekt.stressing import stress
 from affekt.watching import compare, runs
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ HOW_TO_GO_ON = {
     "prepare": "finished shards are kept; the same command goes on from there",
     "pretrain": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
     "finetune": "the last checkpoint is kept; the same command goes on from there",
+    "stress": "finished levels are kept; the same command goes on from there",
     "launch": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
     "demo": "what is finished is kept; the same command goes on from there",
 }
@@ -269,6 +271,7 @@ app.command()(runs)
 app.command()(compare)
 app.command()(finetune)
 app.command()(predict)
+app.command()(stress)
 
 
 @app.command()

@@ -5,6 +5,7 @@ clear, the truth is what people made of the conflict.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 
 from affekt.data.errors import SettingsError
 from affekt.finetune.metrics.intervals import as_interval, resampled
-from affekt.finetune.predictions import Predictions
+from affekt.finetune.predictions import Predictions, pooled
 from affekt.finetune.schema import Conflict, Estimate
 from affekt.finetune.scores import clusters, same_clips
+from affekt.finetune.stress.menu import Alter, swap_sound
+from affekt.finetune.stress.scene import Scene
 
 CONSISTENT, FACE, VOICE = "consistent", "follows_face", "follows_voice"
 SUBSETS = (CONSISTENT, FACE, VOICE, "neither", "tie", "overruled")
@@ -123,6 +126,27 @@ def describe_conflict(
         note=note,
         **{name: found[name] for name in ("bias_index", "conflict_gap", "audio_follow")},
     )
+
+
+def swapped_conflict(
+    scene: Scene, clean: Predictions, judge: Callable[[Alter], Predictions], bootstrap: int = 2000
+) -> Conflict:
+    """Conflicts that are made: clips with the sound of another clip of the same speaker, beside all clips as they are.
+
+    `judge(alter)` gives the answers to the clips of `clean` under an alteration. Raises SettingsError where no speaker
+    has clips of two classes with sound.
+    """
+    truth = {clip: clean.classes[k] if k >= 0 else "" for clip, k in zip(clean.ids, clean.label.tolist())}
+    partners = {a: b for a, b in scene.partners({c: truth.get(c, "") for c in scene.samples}).items() if truth.get(b)}
+    swapped = judge(swap_sound(scene, partners))
+    swapped = swapped.take([c in partners and bool(truth.get(c)) for c in swapped.ids])
+    if not len(swapped):
+        raise SettingsError("no speaker has two clips with sound, so that no sounds can be swapped")
+    both = pooled([clean, replace(swapped, ids=[f"{clip} with another sound" for clip in swapped.ids])])
+    voice = [truth[c] for c in clean.ids] + [truth[partners[c]] for c in swapped.ids]
+    face = [truth[c] for c in (*clean.ids, *swapped.ids)]
+    note = "Made by swapping sounds among the clips of a speaker: shares of all conflicts."
+    return describe_conflict(both, voice, face, note=note, bootstrap=bootstrap)
 
 
 def conflict_share(voice: Predictions, face: Predictions, dev_voice: Predictions, dev_face: Predictions) -> float:

@@ -15,7 +15,7 @@ VOICES = 6  # in a babble
 
 def generator(clip: str, name: str) -> np.random.Generator:
     """Random numbers of a clip and of what they are drawn for: batches, ranks and levels change nothing."""
-    return np.random.default_rng(xxh3_64_intdigest(f"{name}\0{clip}"))
+    return np.random.default_rng(xxh3_64_intdigest(f"{name}\0{clip}".encode()))
 
 
 class Scene:
@@ -28,10 +28,10 @@ class Scene:
         self.sounding = sorted(name for name, s in self.samples.items() if s.has_audio)
         self.sound = lru_cache(maxsize=512)(self._sound)  # float32 (S,) of the window in the middle of a clip
 
-    def order(self, name: str) -> dict[str, float]:
-        """Each clip's place, 0 to 1, in an order that is drawn for `name`: the first 30 % are those below 0.3."""
+    def first(self, share: float, name: str) -> set[str]:
+        """That share of the clips, in an order that is drawn for `name`."""
         drawn = sorted(self.samples, key=lambda clip: (generator(clip, name).random(), clip))
-        return {clip: place / len(drawn) for place, clip in enumerate(drawn)}
+        return set(drawn[: round(share * len(drawn))])
 
     def babble(self, clip: str, length: int, rng: np.random.Generator) -> np.ndarray:
         """`length` samples of six other speakers at once, each equally loud.
