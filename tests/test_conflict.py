@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from affekt.data.errors import SettingsError
+from affekt.data.synth.corpus import Recipe, plan_corpus
+from affekt.data.synth.plan import Strengths
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.stress.conflict import conflict_share, describe_conflict, said_by_raters, subsets, winner
 
@@ -85,3 +87,19 @@ def test_answers_to_each_stream_alone_recover_the_planted_share(planted):
     assert abs(conflict_share(*streams, *dev) - planted) < 0.02
     naive = np.mean(streams[0].logits.argmax(1) != streams[1].logits.argmax(1))
     assert planted > 0.5 or naive - planted > 0.05  # mistakes look like conflicts where they are not accounted for
+
+
+def test_the_report_finds_the_planted_share_of_the_synthetic_corpus():
+    recipe = Recipe(speakers=24, seed=5, conflict=0.3, missing=0.0, seconds=3.0, strengths=Strengths())
+    plans = plan_corpus(recipe, 480)
+    voice, face, joint = said_by_raters(
+        {"meta": {"label_voice": p.label_voice, "label_face": p.label_face}} for p in plans
+    )
+    assert joint is None and abs(np.mean(subsets(voice, face) == "conflict") - 0.3) < 0.02
+    names = sorted(set(voice))
+    logits = np.eye(len(names))[[names.index(v) for v in voice]]
+    meta = {"speaker": [p.speaker.id for p in plans]}
+    model = Predictions([str(p.number) for p in plans], names, logits=logits, meta=meta, about={"name": "ear"})
+    found = describe_conflict(model, voice, face, bootstrap=200)
+    assert abs(found.subsets["conflict"] / 480 - 0.3) < 0.02 and found.audio_follow.value == 1
+    assert found.bias_index.value == -1 and found.conflict_gap.value == 0.5 and found.bias_index.unit == "speakers"

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from affekt import cli
+from affekt.data.shard_writer import ShardWriter
 from affekt.finetune import judge as judging
 from affekt.finetune.finetuned import Finetuned, save_finetuned
 from affekt.finetune.schema import Results
@@ -85,3 +87,28 @@ def test_a_preview_alone_and_the_settings(place, capsys):
     assert Image.open(path).size[1] > 1000  # a row for every kind of damage
     assert cli.run([*args, "--print-config"]) == 0
     assert "fills: [zero, drop]" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_conflicts_knows_what_was_planted(place, tmp_path, encode_clip, capsys):
+    """A fresh model finds nothing, but the figures are there and the planted share is counted."""
+    from benchmarks import conflict
+
+    rng, clips = np.random.default_rng(0), []
+    for i in range(20):
+        face = CLASSES[(i + (i % 4 == 0)) % 6]
+        meta = {
+            "label_voice": CLASSES[i % 6],
+            "label_face": face,
+            "speaker": f"s{i // 5}",
+            "split": "dev" if i < 10 else "test",
+        }
+        pictures = rng.integers(0, 255, (30, 64, 64, 3), np.uint8)
+        clips.append(encode_clip(f"c{i}", pictures, rng.normal(0, 0.1, 19200), **meta))
+    writer = ShardWriter(tmp_path / "shards")
+    writer.write_shard(0, clips)
+    writer.finish({"size": 64, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
+    model = str(place[0] / "model")
+    conflict.main([str(tmp_path / "shards"), "--voice", model, "--face", model])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
+    assert figures["conflict_share_planted"] == pytest.approx(0.2)  # clips 12 and 16 of 10 to 19
+    assert all(0 <= value <= 1 for value in figures.values())

@@ -119,7 +119,7 @@ ALTERATIONS = {
         _of_sound("tone", "A tone", "dB SNR", (50.0, 45.0, 40.0), sound.tone, note=SMALL),
         _of_sound("white_noise", "White noise", "dB SNR", SNR, sound.white),
         _of_sound("pink_noise", "Pink noise", "dB SNR", SNR, sound.pink),
-        Alteration("babble", "Babble of six other speakers", "dB SNR", SNR, "audio", _babble),
+        Alteration("babble", "Babble of six other voices", "dB SNR", SNR, "audio", _babble),
         _of_sound("phone", "Telephone", "", (0.0, 1.0), sound.phone, 0, "1: 300 to 3,400 Hz with 8 bits of mu-law."),
         _of_sound("low_pass", "Low pass", "Hz", (8000.0, 4000.0, 2000.0, 1000.0, 500.0), sound.low_pass, 8000),
         _of_sound("high_pass", "High pass", "Hz", (0.0, 150.0, 300.0, 600.0, 1200.0), sound.high_pass, 0),

@@ -34,13 +34,13 @@ class Scene:
         return set(drawn[: round(share * len(drawn))])
 
     def babble(self, clip: str, length: int, rng: np.random.Generator) -> np.ndarray:
-        """`length` samples of six other speakers at once, each equally loud.
-
-        Raises SettingsError where only one speaker's clips have sound.
-        """
-        others = [name for name in self.sounding if self.speakers[name] != self.speakers.get(clip, clip)]
+        """`length` samples of six other speakers at once, each equally loud; where all clips are of one speaker, of six
+        other clips. Raises SettingsError where no other clip has sound."""
+        mine = self.speakers.get(clip, clip)
+        others = [name for name in self.sounding if self.speakers[name] != mine]
+        others = others or [name for name in self.sounding if name != clip]
         if not others:
-            raise SettingsError("a babble takes voices of other speakers, and these clips have none; leave it out")
+            raise SettingsError("a babble takes the voices of other clips, and no other has sound; leave it out")
         total = np.zeros(length)
         for pick in rng.random(VOICES):
             voice = self.sound(others[int(pick * len(others))])

@@ -117,8 +117,8 @@ def stress(
         bootstrap=damage.bootstrap,
         transductive=settings.transductive,
         seeds=[origin["seed"]],
-        predictions=["predictions/clean.safetensors"],
     )
+    system.predictions = ["predictions/clean.safetensors"]
     disputed = conflicts(clips, model, clean, settings, how, told)
     raters = told_or(told, "raters", raters_row, clips, clean, damage.bootstrap)
     sheet = write_preview(out / "preview.png", clips.index, clips.positions, model.window, damage)
