@@ -14,14 +14,26 @@ import typer
 from rich.console import Console
 
 from affekt import __version__
-from affekt.arguments import AllowChange, AsJson, Config, Overrides, PrintConfig, Resume, answer, find_experiment
-from affekt.data.errors import AffektError, DataError, SettingsError
+from affekt.arguments import (
+    AllowChange,
+    AsJson,
+    Config,
+    Overrides,
+    PrintConfig,
+    Resume,
+    answer,
+    conditions,
+    find_experiment,
+)
+from affekt.data.errors import AffektError, DataError
 from affekt.data.machine import available_cores
+from affekt.evaluating import LAST, evaluate
 from affekt.finetuning import finetune
 from affekt.launching import launch
 from affekt.planning import plan
 from affekt.predicting import predict
 from affekt.progress import Report, progress, training
+from affekt.retrieving import index, recall, retrieve
 from affekt.stressing import stress
 from affekt.watching import compare, runs
 
@@ -40,9 +52,11 @@ HOW_TO_GO_ON = {
     "synth": "finished clips are kept; the same command goes on from there",
     "prepare": "finished shards are kept; the same command goes on from there",
     "pretrain": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
+    "evaluate": LAST,
     "finetune": "the last checkpoint is kept; the same command goes on from there",
     "stress": "finished levels are kept; the same command goes on from there",
     "launch": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
+    "index": "features of finished parts are kept; the same command goes on from there",
     "demo": "what is finished is kept; the same command goes on from there",
 }
 
@@ -178,9 +192,9 @@ def prepare(
     named = {"size": size, "face": face, "face_fallback": face_fallback, "picture": picture}
     given = {key: value for key, value in named.items() if value is not None}
     settings = PrepareSettings.parse(apply_overrides(given, overrides or []), "prepare")
-    conditions = _conditions(where or [])
+    chosen = conditions(where or [])
     with progress("measure", "sources", quiet=as_json) as measuring, progress("prepare", quiet=as_json) as report:
-        summary = make_shards(source, out, settings, workers, report, overwrite, conditions, measuring)
+        summary = make_shards(source, out, settings, workers, report, overwrite, chosen, measuring)
     causes = ", ".join(f"{count} {cause}" for cause, count in summary["quarantined"].items())
     left_out = f"; left out: {causes}, each listed in {out / 'quarantine.jsonl'}" if causes else ""
     parts = f", cut from {summary['sources']} sources," if summary["clips"] != summary["sources"] else ""
@@ -269,7 +283,11 @@ app.command()(launch)
 app.command()(plan)
 app.command()(runs)
 app.command()(compare)
+app.command()(index)
+app.command()(retrieve)
+app.command()(recall)
 app.command()(finetune)
+app.command()(evaluate)
 app.command()(predict)
 app.command()(stress)
 
@@ -303,7 +321,8 @@ def probe(
         return
     with progress("features", "windows", quiet=as_json) as report:
         results = measure(settings, report)
-    _show(results, settings.output / "report.html", as_json)
+    if results:  # other ranks than the first have computed features and are done
+        _show(results, settings.output / "report.html", as_json)
 
 
 @app.command()
@@ -326,17 +345,6 @@ def demo(
         print(", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in results["seconds_by_stage"].items()))
 
 
-def _conditions(pairs: list[str]) -> dict[str, list[str]]:
-    """`["split=train", "split=dev"]` -> `{"split": ["train", "dev"]}`."""
-    conditions: dict[str, list[str]] = {}
-    for pair in pairs:
-        column, equals, value = pair.partition("=")
-        if not (column and equals):
-            raise SettingsError(f"--where {pair}: not of the form COLUMN=VALUE")
-        conditions.setdefault(column, []).append(value)
-    return conditions
-
-
 def _show(results: dict[str, Any], report: Path, as_json: bool) -> None:
     from affekt.finetune.probes.results import show_table
 
@@ -344,4 +352,4 @@ def _show(results: dict[str, Any], report: Path, as_json: bool) -> None:
         print(json.dumps(results, ensure_ascii=False))
     else:
         show_table(results, Console())
-        print(f"report: {report}")
+        print(f"report: {report if report.is_file() else report.with_name('results.json')}")

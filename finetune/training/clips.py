@@ -60,6 +60,9 @@ def open_clips(settings: FinetuneSettings, streams: Streams) -> Clips:
     """Open the shards, choose the sides and make the targets. Raises SettingsError where sides share a group or a
     source file, a part is empty, or a class is judged that nothing teaches; DataError for labels that are none."""
     parts = [_open_part(corpus, streams) for corpus in settings.data.parts]
+    for part in parts if settings.train.choose_on == "test" else ():
+        if part.judged:
+            part.train, part.dev = sorted(part.train + part.dev), part.test
     check_together([Corpus(p.index, p.train, None, p.name) for p in parts])
     _check_sources(parts)
     classes = sorted({name for p in parts for name in p.targets.classes})

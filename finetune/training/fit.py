@@ -65,11 +65,11 @@ class Run:
     def kind(self) -> str:
         return "multi" if self.settings.multi else "single"
 
-    @property
-    def how_to_judge(self) -> dict[str, Any]:
+    def how_to_judge(self, step: int) -> dict[str, Any]:
+        """Arguments of `judge_clips`, which goes on for so long that the watchdog has to hear of it."""
         train, workers = self.settings.train, self.settings.data.workers
         how = {"windows": train.windows, "speech": train.speech, "batch_size": train.eval_batch}
-        return {**how, "workers": workers}
+        return {**how, "workers": workers, "on_batch": lambda _: self.watchdog.beat(step, "judge")}
 
     def tell(self, seed: int, refit: bool, steps: int, done: int) -> None:
         """How far the fit of a seed is, which would have so many steps, among all of them."""
@@ -87,7 +87,7 @@ class Run:
             "title": settings.title,
             "part": part,
             "task": settings.task,
-            "selected": "dev",
+            "selected": settings.train.choose_on,
             "streams": self.streams,
             "transductive": settings.transductive,
         }
@@ -298,7 +298,7 @@ def look_at(run: Run, network: Classifier, step: int) -> float:
     run.watchdog.beat(step, "look")
     scores = []
     for part in (part for part in run.clips.parts if part.judged):
-        table = judge_part(run.judge(network, part), part, part.dev, run.kind, run.how_to_judge, run.about("dev"))
+        table = judge_part(run.judge(network, part), part, part.dev, run.kind, run.how_to_judge(step), run.about("dev"))
         scores.append(score_to_choose_by(table, run.settings))
     network.train()
     return sum(scores) / len(scores)

@@ -126,9 +126,10 @@ def finetune_seed(run: Run, seed: int) -> None:
     """Fit, choose, fit again where asked, and score the test clips once; the predictions are what is left."""
     settings = run.settings
     chosen = fit(run, seed, refit_to=None)
-    for part, path in zip(judged_parts(run), prediction_files(run, seed, "dev")):
+    has_dev = settings.train.choose_on == "dev"  # or else nothing is left to fit a temperature on
+    for part, path in zip(judged_parts(run), prediction_files(run, seed, "dev")) if has_dev else ():
         predict(run, chosen, part, part.dev, seed, "dev", path)
-    temperatures = temperatures_of(run, seed) if run.rank == 0 else []
+    temperatures = temperatures_of(run, seed) if run.rank == 0 and has_dev else []
     final = fit(run, seed, refit_to=chosen.epoch) if settings.refit else chosen
     if run.rank == 0:
         whole = Finetuned(
@@ -168,7 +169,9 @@ def predict(
 ) -> Predictions:
     """Predictions for one side of a corpus, written by rank 0."""
     about = {"corpus": part.name, "seed": seed, "epoch": fitted.epoch if epoch is None else epoch, **run.about(side)}
-    table = judge_part(run.judge(fitted.network, part), part, positions, run.kind, run.how_to_judge, about)
+    table = judge_part(
+        run.judge(fitted.network, part), part, positions, run.kind, run.how_to_judge(fitted.epoch), about
+    )
     if run.rank == 0:
         table.save(path)
         say(f"seed {seed}: {len(table)} {side} clips judged, {path}")

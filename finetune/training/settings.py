@@ -111,7 +111,7 @@ class HeadSettings(Settings):
         "layers", description="layers: of every depth, and fused, as published; bands: mean and deviation per band"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="before the linear map; published: 0")
-    init_std: float | None = Field(None, ge=0, description="of the linear map's weights; null: torch's, as published")
+    init_std: float | None = Field(None, gt=0, description="of the linear map's weights; null: torch's, as published")
     missing: Missing = Field("leave_out", description="a head per set of streams, or a learned token for absent ones")
 
 
@@ -152,6 +152,9 @@ class TrainSettings(Settings):
     precision: Precision = Field("auto", description="fp32, bf16, fp16 with a loss scale; auto: bf16 on a GPU")
     zero_stage: int = Field(0, ge=0, le=2, description="over the ranks are spread: 1 the optimiser, 2 also gradients")
     choose: Literal["best", "last"] = Field("best", description="epoch: best on the development clips, or the last")
+    choose_on: Literal["dev", "test"] = Field(
+        "dev", description="clips that decide; test: the test clips, as often published, and results are named so"
+    )
     choose_by: str | None = Field(None, description="a score of the development clips; null: the task's main one")
     evaluate_every: int = Field(1, ge=1, description="epochs between two looks at the development clips")
     patience: int | None = Field(None, ge=1, description="stop after so many looks without a better score; null: never")
@@ -244,6 +247,8 @@ class FinetuneSettings(Settings):
             raise ValueError(f"optim.min_lr {self.optim.min_lr} is above optim.base_lr {self.optim.base_lr}")
         if self.train.patience and self.train.choose == "last":
             raise ValueError("train.patience ends on a score that train.choose=last does not look at")
+        if self.refit and self.train.choose_on == "test":
+            raise ValueError("refit learns the clips that decide; train.choose_on=test makes those the test clips")
         task, loss = self.task, self.loss
         if task == "dimensions" and (loss.smoothing or loss.balance or loss.penalty):
             raise ValueError("loss.smoothing, balance and penalty are of classes; these labels have none")
