@@ -190,6 +190,7 @@ class Conflict(Part):
     bias_index: Estimate
     conflict_gap: Estimate
     audio_follow: Estimate
+    note: str = ""
 
 
 class Point(Part):
