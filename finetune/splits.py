@@ -43,15 +43,18 @@ def split_clips(
 def check_unseen(
     index: ShardIndex, test: np.ndarray, pretraining: dict[str, Any], *, group: str, transductive: bool
 ) -> dict[str, Any]:
-    """Compare the test clips (positions) with what pre-training saw: ids, source files and, by `group`, speakers.
+    """Compare the test clips (positions) with what pre-training saw: ids, source files and, by `group`, speakers or
+    sessions (speakers too where an older export does not list its sessions).
 
     `pretraining` is an export's `pretrain_data.json`. Returns the counts for the results. Raises SettingsError naming
     some of what is shared unless `transductive`.
     """
     samples = [index.samples[p] for p in test]
     values = {"ids": {s.id for s in samples}, "sources": {s.source_sha256 for s in samples} - {""}}
-    if group == "speaker":
-        values["speakers"] = {str(s.meta["speaker"]) for s in samples}
+    if group == "speaker" or (group == "session" and "sessions" not in pretraining):
+        values["speakers"] = {str(s.meta["speaker"]) for s in samples if group == "speaker" or s.meta.get("speaker")}
+    elif group == "session":
+        values["sessions"] = {str(s.meta["session"]) for s in samples}
     shared = {what: sorted(found & set(map(str, pretraining[what]))) for what, found in values.items()}
     if any(shared.values()) and not transductive:
         parts = [f"{len(found)} {what} ({', '.join(found[:3])})" for what, found in shared.items() if found]

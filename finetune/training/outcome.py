@@ -10,7 +10,7 @@ from affekt.finetune.probes.results import versions
 from affekt.finetune.report.results import write_results_report
 from affekt.finetune.report.rows import results_csv
 from affekt.finetune.schema import Results
-from affekt.finetune.scores import describe_system, main_score, values
+from affekt.finetune.scores import cluster_of, describe_system, main_score, values
 from affekt.finetune.splits import describe_side
 from affekt.finetune.training.choice import name_of_choice
 from affekt.finetune.training.clips import Clips, Part
@@ -32,6 +32,7 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
             test,
             dev,
             bootstrap=settings.bootstrap,
+            cluster=cluster_of(test[0]),
             transductive=settings.transductive,
         )
         system.predictions = [str(path.relative_to(folder)) for path in files["test"]]
