@@ -18,6 +18,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, as in `train.steps=200`.")
 ]
 Resume = Annotated[str | None, typer.Option(help="auto (go on or begin), latest (go on), or the path of a checkpoint.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and stop.")]
 AllowChange = Annotated[
     list[str] | None, typer.Option(help="A setting that may differ from the resumed run's; can be repeated.")
 ]

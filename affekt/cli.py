@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 
 from affekt import __version__
-from affekt.arguments import AllowChange, AsJson, Config, Overrides, Resume, answer, find_experiment
+from affekt.arguments import AllowChange, AsJson, Config, Overrides, PrintConfig, Resume, answer, find_experiment
 from affekt.data.errors import AffektError, DataError, SettingsError
 from affekt.data.machine import available_cores
+from affekt.finetuning import finetune
 from affekt.launching import launch
 from affekt.planning import plan
 from affekt.progress import Report, progress, training
@@ -37,13 +38,13 @@ HOW_TO_GO_ON = {
     "synth": "finished clips are kept; the same command goes on from there",
     "prepare": "finished shards are kept; the same command goes on from there",
     "pretrain": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
+    "finetune": "the last checkpoint is kept; the same command goes on from there",
     "launch": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
     "demo": "what is finished is kept; the same command goes on from there",
 }
 
 Seed = Annotated[int, typer.Option(help="Same seed and arguments, same result.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work side by side.")]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and stop.")]
 
 
 def run(args: list[str]) -> int:
@@ -265,6 +266,7 @@ app.command()(launch)
 app.command()(plan)
 app.command()(runs)
 app.command()(compare)
+app.command()(finetune)
 
 
 @app.command()

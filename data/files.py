@@ -51,6 +51,7 @@ def _refused(path: Path, error: OSError) -> DataError:
 
 # What each command's folder holds at its top, so that no command writes into another's.
 MARKS = {
+    "finetune.json": "a fine-tuning",
     "synth.json": "a corpus of `affekt synth`",
     "index.safetensors": "shards",
     "quarantine.jsonl": "shards",

@@ -37,6 +37,7 @@ class Classifier(nn.Module):
         outputs: int,
         paths: tuple[Streams, ...] | None = None,
         missing: Missing = "leave_out",
+        dropout: float = 0.0,
     ):
         super().__init__()
         known = ("both", "video", "audio") if encoder.streams == "both" else (encoder.streams,)
@@ -54,12 +55,23 @@ class Classifier(nn.Module):
             raise SettingsError(f"paths are {paths}; this encoder has {', '.join(known)}")
         s = encoder.settings
         self.encoder, self.paths, self.missing = encoder, paths, missing
-        for stream in ("video", "audio"):
-            if encoder.streams in ("both", stream):
-                setattr(self, f"layer_weights_{stream}", nn.Parameter(torch.full((s.depth,), 1 / s.depth)))
-        self.heads = nn.ModuleDict({path: Head(s.embed_dim * (4 if path == "both" else 2), outputs) for path in paths})
+        rows = self.feature_rows()
+        rows["both"] = sum(rows.values())
+        heads = {path: Head(rows[path] * s.embed_dim, outputs, dropout) for path in paths}
+        self.heads = nn.ModuleDict(heads)
         if missing == "token":
-            self.missing_video, self.missing_audio = (nn.Parameter(torch.zeros(2, s.embed_dim)) for _ in range(2))
+            self.missing_video, self.missing_audio = (
+                nn.Parameter(torch.zeros(rows[stream], s.embed_dim)) for stream in ("video", "audio")
+            )
+
+    def feature_rows(self) -> dict[str, int]:
+        """How many features of D numbers `features` gives per stream; makes what is learned for them."""
+        depth, rows = self.encoder.settings.depth, {}
+        for stream in ("video", "audio"):
+            if self.encoder.streams in ("both", stream):
+                setattr(self, f"layer_weights_{stream}", nn.Parameter(torch.full((depth,), 1 / depth)))
+                rows[stream] = 2
+        return rows
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Logits (B, outputs), each clip judged by the streams that it has. NaN where there is no path for those.
@@ -75,11 +87,11 @@ class Classifier(nn.Module):
         if self.missing == "token":
             video = self._or_token(parts.get("video"), has_video, self.missing_video)
             audio = self._or_token(parts.get("audio"), has_audio, self.missing_audio)
-            logits = self.heads["both"](_joined(video, audio))
+            logits = self.heads["both"](self.joined(video, audio))
             return logits.masked_fill(~(has_video | has_audio), float("nan"))
         have = {"both": has_video & has_audio, "video": has_video & ~has_audio, "audio": has_audio & ~has_video}
         if len(parts) == 2:
-            parts["both"] = _joined(parts["video"], parts["audio"])
+            parts["both"] = self.joined(parts["video"], parts["audio"])
         logits = torch.full_like(has_video, float("nan"), dtype=torch.float32)
         for path, head in self.heads.items():
             if path in parts:
@@ -87,45 +99,61 @@ class Classifier(nn.Module):
         return logits.expand(-1, next(iter(self.heads.values())).linear.out_features)
 
     def features(self, inputs: Inputs) -> dict[str, Tensor]:
-        """By stream (B, 2, D): the sum over layers, and the mean of the tokens after fusion (of the last layer, where
-        the encoder has no fusion). Rows of clips that lack the stream mean nothing."""
-        encoder, depth = self.encoder, self.encoder.settings.depth
-        there = {"video": inputs.video is not None, "audio": inputs.audio is not None}
-        streams = [stream for stream in there if there[stream] and encoder.streams in ("both", stream)]
-        if not streams:
-            raise SettingsError(f"the batch holds no stream of this encoder, which knows {encoder.streams}")
-        tokens = encoder.layers(inputs, "both" if len(streams) == 2 else streams[0])
+        """By stream (B, 2, D): the sum over layers, and the mean of the last tokens. Rows of clips that lack the stream
+        mean nothing."""
+        tokens = self.tokens(inputs)
         features = {}
-        for stream in streams:
-            valid = encoder.valid_audio_tokens(inputs) if stream == "audio" else None
-            means = [mean_of_tokens(tokens[f"{stream}_{i}"], valid) for i in range(1, depth + 1)]
+        for stream, (last, valid) in self.last_tokens(inputs, tokens).items():
+            means = [mean_of_tokens(tokens[f"{stream}_{i}"], valid) for i in range(1, self.encoder.settings.depth + 1)]
             weights = getattr(self, f"layer_weights_{stream}").softmax(0)
             summed = (torch.stack(means, 1) * weights[:, None]).sum(1)  # (B, depth, D) -> (B, D)
-            last = tokens.get(f"fusion_{stream}", tokens[f"{stream}_{depth}"])
-            if encoder.streams == "both" and len(streams) == 1:
-                last = encoder.encoder_fusion.alone(last, stream, valid)
             features[stream] = torch.stack((summed, mean_of_tokens(last, valid)), 1)
         return features
+
+    def tokens(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Of every layer of the streams that the batch holds and the encoder knows, as `Encoder.layers`."""
+        there = {"video": inputs.video is not None, "audio": inputs.audio is not None}
+        streams = [stream for stream in there if there[stream] and self.encoder.streams in ("both", stream)]
+        if not streams:
+            raise SettingsError(f"the batch holds no stream of this encoder, which knows {self.encoder.streams}")
+        return self.encoder.layers(inputs, "both" if len(streams) == 2 else streams[0])
+
+    def last_tokens(
+        self, inputs: Inputs, tokens: dict[str, Tensor] | None = None
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """By stream the tokens (B, N, D) after fusion (of the last layer, where the encoder has no fusion), and which
+        of them (B, N) are no padding, None where all are."""
+        encoder, tokens = self.encoder, tokens or self.tokens(inputs)
+        streams = [stream for stream in ("video", "audio") if f"{stream}_1" in tokens]
+        found = {}
+        for stream in streams:
+            valid = encoder.valid_audio_tokens(inputs) if stream == "audio" else None
+            last = tokens.get(f"fusion_{stream}", tokens[f"{stream}_{encoder.settings.depth}"])
+            if encoder.streams == "both" and len(streams) == 1:
+                last = encoder.encoder_fusion.alone(last, stream, valid)
+            found[stream] = last, valid
+        return found
+
+    @staticmethod
+    def joined(video: Tensor, audio: Tensor) -> Tensor:
+        """(B, 2, D) of each -> (B, 4 D): video and audio over layers, fused video, fused audio."""
+        return torch.stack((video, audio), 2).flatten(1)
 
     def _or_token(self, features: Tensor | None, has: Tensor, token: Tensor) -> Tensor:
         return token.expand(len(has), -1, -1) if features is None else torch.where(has[..., None], features, token)
 
 
-def _joined(video: Tensor, audio: Tensor) -> Tensor:
-    """(B, 2, D) of each -> (B, 4 D): video and audio over layers, fused video, fused audio."""
-    return torch.stack((video, audio), 2).flatten(1)
-
-
 class Head(nn.Module):
-    """LayerNorm and a linear map, (B, width) -> (B, outputs)."""
+    """LayerNorm, dropout and a linear map, (B, width) -> (B, outputs)."""
 
-    def __init__(self, width: int, outputs: int):
+    def __init__(self, width: int, outputs: int, dropout: float = 0.0):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x))
+        return self.linear(self.dropout(self.norm(x)))
 
 
 def create_classifier(

@@ -61,8 +61,9 @@ class Bin(Part):
 class Calibration(Part):
     """Confidence against being right, before and after scaling by temperatures fitted on development clips.
 
-    `before` and `after` have ece, classwise_ece, brier, nll; `bins` are those after. `votes` has the same against the
-    share of raters who chose the class, where there are votes.
+    `temperatures` has one number per seed and fold; where sets of classes are said, one per class, their geometric
+    mean. `before` and `after` have ece, classwise_ece, brier, nll; `bins` are those after. `votes` has the same against
+    the share of raters who chose the class, where there are votes.
     """
 
     temperatures: list[float]

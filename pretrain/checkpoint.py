@@ -25,6 +25,7 @@ from affekt.pretrain.writing import point
 
 FORMAT, VERSION = "affekt-checkpoint", "2.0"
 PARTIAL = ".partial-"  # a folder of such a name is no checkpoint: on its way in, or on its way out
+KINDS = ("weight", "exp_avg", "exp_avg_sq", "step", "ema")  # of tensors; `ema` of fine-tunings alone
 STATE, MANIFEST, POINTER = "state.json", "manifest.json", "latest"
 
 
@@ -103,7 +104,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    """Verify every file's size and hash, then read: (state, weights by name, whole moments by `kind/name`).
+    """Verify every file's size and hash, then read: (state, weights by name, all else by `kind/name`).
 
     Raises CheckpointError naming the file that is missing, damaged or not what its names and shapes say.
     """
@@ -153,7 +154,7 @@ def _join(path: Path, names: list[str], shapes: dict[str, list[int]]) -> dict[st
                 shape = torch.Size([]) if kind == "step" else torch.Size(shapes[parameter])
                 begin, end = int(start or 0), int(start or 0) + piece.numel()
                 fits = end <= shape.numel() if at else piece.shape == shape
-                if piece.dtype != torch.float32 or not fits or kind not in ("weight", "exp_avg", "exp_avg_sq", "step"):
+                if piece.dtype != torch.float32 or not fits or kind not in KINDS:
                     raise CheckpointError(f"{path / name}: `{key}` is {piece.dtype} {list(piece.shape)}, not a part of "
                                           f"float32 {list(shape)}")  # fmt: skip
                 if not piece.isfinite().all():

@@ -38,6 +38,13 @@ def claim_run(run: Path) -> IO[str]:
     written into it."""
     refuse_other_kind(run, "a run of `affekt pretrain`")
     run.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(run)
+    remove_partials(run / "checkpoints")
+    return lock
+
+
+def lock_folder(run: Path) -> IO[str]:
+    """Hold a folder for as long as the returned file is open. Raises SettingsError as `claim_run`."""
     lock = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (it stays open until training ends)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,5 +58,4 @@ def claim_run(run: Path) -> IO[str]:
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
-    remove_partials(run / "checkpoints")
     return lock

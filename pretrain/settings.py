@@ -189,12 +189,8 @@ class PretrainSettings(Settings):
         free += ("train.watchdog_s", "train.replicas_every")
         free += ("train.accumulate", "train.zero_stage", "train.offload", "train.keep_every", "train.on_failed_save")
         free += ("data.skip_budget", *(f"data.mixture.{part.name}.shards" for part in self.data.mixture))
-        before, after = _flat(old.model_dump(mode="json")), _flat(self.model_dump(mode="json"))
-        return {
-            key: (before.get(key), after.get(key))
-            for key in sorted(before | after)
-            if before.get(key) != after.get(key) and key not in free and not key.startswith("train.probe.")
-        }
+        changes = changes_between(old.model_dump(mode="json"), self.model_dump(mode="json"), free)
+        return {key: pair for key, pair in changes.items() if not key.startswith("train.probe.")}
 
     def check_keys(self, keys: tuple[str, ...]) -> None:
         """Raise SettingsError for a key that is no setting, naming the nearest one."""
@@ -204,6 +200,16 @@ class PretrainSettings(Settings):
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean `{near[0]}`?" if near else "see --print-config"
                 raise SettingsError(f"--allow-change {key}: not a setting; {hint}")
+
+
+def changes_between(old: dict[str, Any], new: dict[str, Any], free: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """`{key: (old, new)}` of nested settings that differ, but for the keys in `free`."""
+    before, after = _flat(old), _flat(new)
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before | after)
+        if before.get(key) != after.get(key) and key not in free
+    }
 
 
 def refuse_changes(changes: dict[str, tuple[Any, Any]], allowed: tuple[str, ...]) -> None:

@@ -88,7 +88,7 @@ class Engine:
         assert self._parts == self.accumulate, f"{self._parts} parts of {self.accumulate} came before the step"
         self._parts, self._judge, self._bad = 0, judge, None
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)  # of layer decay, in fine-tuning
         if self.stage == 0:
             norm = clip_gradients(self.deepspeed.module, self.clip, self.loss_scale or 1.0)
             self._decide(norm)

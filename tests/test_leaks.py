@@ -16,7 +16,8 @@ from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
 from affekt.finetune import features
 from affekt.finetune.probes.probe import ProbeSettings, check_preparation
-from affekt.finetune.probes.splits import check_unseen, make_task
+from affekt.finetune.probes.splits import make_task
+from affekt.finetune.splits import check_unseen
 from affekt.pretrain.export import create_encoder, save_encoder
 from affekt.pretrain.log import read_metrics
 from affekt.pretrain.loop import claim_run

@@ -36,8 +36,9 @@ from affekt.finetune.probes.menu import (
     try_all,
 )
 from affekt.finetune.probes.results import describe_clips, versions, write_json
-from affekt.finetune.probes.splits import Selector, check_unseen, make_task, unlearnable
+from affekt.finetune.probes.splits import make_task, unlearnable
 from affekt.finetune.report.probe import write_report
+from affekt.finetune.splits import Selector, check_unseen
 from affekt.pretrain.export import load_encoder, random_encoder
 from affekt.pretrain.seen import read_seen
 

@@ -1,0 +1,39 @@
+"""`affekt finetune`: teaches an encoder to name what people express, and scores what it learned."""
+
+import json
+import os
+
+from rich.console import Console
+from rich.table import Table
+
+from affekt.arguments import AsJson, Config, Overrides, PrintConfig, find_experiment
+from affekt.progress import progress
+
+
+def finetune(
+    config: Config, overrides: Overrides = None, print_config: PrintConfig = False, as_json: AsJson = False
+) -> None:
+    """Fine-tune on labelled clips, choose on development clips, score test clips once; goes on where it was ended."""
+    path = find_experiment(config)
+    from affekt.finetune.training.loop import finetune as train
+    from affekt.finetune.training.settings import FinetuneSettings
+
+    settings = FinetuneSettings.read(path, overrides or [])
+    if print_config:
+        print(settings.explained(), end="")
+        return
+    with progress("finetune", "steps", quiet=as_json) as report:
+        results = train(settings, report)
+    if int(os.environ.get("RANK", 0)):
+        return
+    if as_json:
+        print(json.dumps(results.model_dump(mode="json"), ensure_ascii=False))
+        return
+    table = Table(title=f"{results.title}: scores of test clips, 95 % intervals")
+    for name in ("score", "value", "interval", "resampled"):
+        table.add_column(name)
+    for system in results.systems:
+        for name, e in system.scores.items():
+            table.add_row(name, f"{e.value:.4f}", f"{e.low:.4f} to {e.high:.4f}", f"{e.clusters} {e.unit}")
+    Console().print(table)
+    print(f"results: {settings.out}/results.json")

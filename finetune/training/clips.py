@@ -1,0 +1,190 @@
+"""From settings to clips: what each corpus has to learn from, to choose on and to score, and the classes of all."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from affekt.data.batch import Streams
+from affekt.data.errors import SettingsError
+from affekt.data.labels import Targets, make_targets
+from affekt.data.mixture import Corpus, check_together
+from affekt.data.shards import ShardIndex
+from affekt.data.split import group_of
+from affekt.finetune.splits import check_unseen, split_clips
+from affekt.finetune.training.settings import CorpusSettings, FinetuneSettings
+
+
+@dataclass
+class Part:
+    """A corpus with the targets of all its clips, and positions in its index by what they are for."""
+
+    name: str
+    index: ShardIndex
+    targets: Targets
+    train: list[int]
+    dev: list[int]
+    test: list[int]
+    weight: float | None
+    columns: list[int]  # of its classes among those of all corpora
+    dimensions: list[int]
+
+    @property
+    def judged(self) -> bool:
+        return bool(self.test)
+
+
+@dataclass
+class Clips:
+    """All corpora, and the classes and dimensions of the head, which are those of any of them."""
+
+    parts: list[Part]
+    classes: list[str]
+    dimensions: dict[str, tuple[float, float]]
+
+    def corpora(self, with_dev: bool = False) -> list[Corpus]:
+        """What is trained on, for the loader."""
+        alone = len(self.parts) == 1
+        return [
+            Corpus(
+                p.index, np.array(sorted(p.train + p.dev if with_dev else p.train)), p.weight, "" if alone else p.name
+            )
+            for p in self.parts
+        ]
+
+
+def open_clips(settings: FinetuneSettings, streams: Streams) -> Clips:
+    """Open the shards, choose the sides and make the targets. Raises SettingsError where sides share a group or a
+    source file, a part is empty, or a class is judged that nothing teaches; DataError for labels that are none."""
+    parts = [_open_part(corpus, streams) for corpus in settings.data.parts]
+    check_together([Corpus(p.index, p.train, None, p.name) for p in parts])
+    _check_sources(parts)
+    classes = sorted({name for p in parts for name in p.targets.classes})
+    if len(parts) == 1:
+        classes = parts[0].targets.classes
+    dimensions: dict[str, tuple[float, float]] = {}
+    for part in parts:
+        for name, span in part.targets.dimensions.items():
+            dimensions.setdefault(name, span)
+        part.columns = [classes.index(name) for name in part.targets.classes]
+        part.dimensions = [list(dimensions).index(name) for name in part.targets.dimensions]
+    stated, temperature = parts[0].weight is not None, settings.data.temperature
+    for part in parts if temperature > 1 and not stated else ():
+        part.weight = len(part.train) ** (1 / temperature)
+    clips = Clips(parts, classes, dimensions)
+    _check_taught(clips)
+    return clips
+
+
+def _open_part(settings: CorpusSettings, streams: Streams) -> Part:
+    index = ShardIndex.open(settings.shards)
+    targets = make_targets(index.samples.rows(), settings.labels)
+    has_audio, has_video = index.samples.has_audio, index.samples.has_video
+    has = {"audio": has_audio, "video": has_video, "both": has_audio | has_video}[streams]
+    usable = np.flatnonzero(targets.known & has).tolist()
+    if not usable:
+        raise SettingsError(
+            f"{settings.shards}: none of {len(has)} clips has {streams if streams != 'both' else 'a stream'} and a "
+            f"target by the rule {settings.labels.rule}"
+        )
+    for position in usable if settings.test is not None else ():
+        group_of(index, position, settings.group)  # who cannot be told apart cannot be kept apart
+    sides = {"test": settings.test, "dev": settings.dev, "train": settings.train}
+    train, dev, test, _ = split_clips(index, usable, **sides, group=settings.group, seed=0)
+    if not train:
+        raise SettingsError(f"{settings.shards}: no clips are left to learn from; data.test and data.dev take all")
+    return Part(settings.name, index, targets, train, dev, test, settings.weight, [], [])
+
+
+def _check_sources(parts: list[Part]) -> None:
+    """No file is behind a clip of one corpus that is learned from and one of another that is judged."""
+    for judged in parts:
+        for side, other in (("test", judged.test), ("dev", judged.dev)):
+            theirs = {judged.index.samples.row(p)["source_sha256"] for p in other} - {""}
+            for part in (p for p in parts if p is not judged and theirs):
+                for row in map(part.index.samples.row, part.train):
+                    if row["source_sha256"] in theirs:
+                        raise SettingsError(
+                            f"{part.index.root}: clip {row['id']} is learned from and made from the same file as one "
+                            f"that {judged.name} has in `{side}`; put both on one side"
+                        )
+
+
+def _check_taught(clips: Clips) -> None:
+    taught: set[str] = set()
+    for part in clips.parts:
+        hot = np.nan_to_num(part.targets.target[part.train]).max(0, initial=0)
+        taught |= {name for name, most in zip(part.targets.classes, hot) if most > 0}
+    if clips.classes and len(taught) < 2:
+        raise SettingsError(
+            f"the clips to learn from have one class alone ({', '.join(taught) or 'none'}); it takes two"
+        )
+    for part in clips.parts:
+        for side, positions in (("development", part.dev), ("test", part.test)):
+            labels = part.targets.label[positions]
+            missing = sorted({part.targets.classes[k] for k in labels[labels >= 0]} - taught)
+            if missing:
+                raise SettingsError(f"{part.name}: {side} clips have classes that no training clip has: {missing}")
+
+
+def check_leaks(clips: Clips, settings: FinetuneSettings, seen: dict[str, Any] | None) -> dict[str, Any]:
+    """Compare all test clips with what pre-training has seen; see `check_unseen`. Counts for the results."""
+    found: dict[str, Any] = {}
+    for part, corpus in zip(clips.parts, settings.data.parts):
+        if seen is not None and part.judged:
+            rules = {"group": corpus.group, "transductive": settings.transductive}
+            found[part.name] = check_unseen(part.index, np.array(part.test), seen, **rules)
+    return found
+
+
+@dataclass(frozen=True)
+class Table:
+    """Targets of all clips of all corpora, by `Batch.clip`, on the device: `target` (N, K) with NaN rows where there is
+    none, `known` bool (N, K) the classes of the clip's corpus, `ratings` (N, D) from -1 to 1, NaN where absent; `group`
+    int64 (N,) differs where corpora do, or what is known of clips, which are then not to be mixed."""
+
+    target: Tensor
+    known: Tensor
+    ratings: Tensor
+    group: Tensor
+
+    def of(self, clip: Tensor) -> "Table":
+        """The rows of a batch; those of no clip (-1) know nothing."""
+        nobody = (clip < 0)[:, None]
+        at = clip.clamp(min=0)
+        return Table(
+            self.target[at].masked_fill(nobody, float("nan")),
+            self.known[at],
+            self.ratings[at].masked_fill(nobody, float("nan")),
+            self.group[at].masked_fill(nobody[:, 0], -1),
+        )
+
+    def to(self, device: torch.device) -> "Table":
+        tensors = (self.target, self.known, self.ratings, self.group)
+        return Table(*(x.to(device, non_blocking=True) for x in tensors))
+
+
+def make_table(clips: Clips) -> Table:
+    """One table for the head of all classes and dimensions. What a corpus does not know counts neither for nor
+    against."""
+    rows = sum(len(part.index.samples) for part in clips.parts)
+    target = torch.zeros(rows, len(clips.classes))
+    known = torch.zeros(rows, len(clips.classes), dtype=torch.bool)
+    ratings = torch.full((rows, len(clips.dimensions)), float("nan"))
+    group = torch.zeros(rows, dtype=torch.int64)
+    first = 0
+    for number, part in enumerate(clips.parts):
+        here = slice(first, first + len(part.index.samples))
+        known[here, part.columns] = True
+        target[here, part.columns] = torch.from_numpy(part.targets.target)
+        if not part.columns:
+            target[here] = float("nan")
+        low, high = (np.array([span[i] for span in part.targets.dimensions.values()]) for i in (0, 1))
+        scaled = (2 * part.targets.ratings - low - high) / (high - low)
+        ratings[here, part.dimensions] = torch.from_numpy(scaled).float()
+        rated = (~ratings[here].isnan()).long() @ (2 ** torch.arange(len(clips.dimensions)))
+        group[here] = (rated * 2 + ~target[here].isnan().any(1)) * len(clips.parts) + number
+        first = here.stop
+    return Table(target, known, ratings, group)

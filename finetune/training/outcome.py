@@ -1,0 +1,95 @@
+"""From predictions on the disk to `results.json` and `results.csv`: all seeds of a corpus are one system."""
+
+import csv
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from affekt.data.files import write_text
+from affekt.finetune.predictions import Predictions
+from affekt.finetune.probes.results import versions
+from affekt.finetune.schema import Results
+from affekt.finetune.scores import describe_system, main_score, values
+from affekt.finetune.training.choice import name_of_choice
+from affekt.finetune.training.clips import Clips, Part
+from affekt.finetune.training.settings import FinetuneSettings
+
+
+def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[str, Any]) -> Results:
+    """Score the test predictions of every judged corpus and write its results; those of the first are returned."""
+    found = []
+    for part in (part for part in clips.parts if part.judged):
+        folder = corpus_folder(settings, part)
+        files = {side: [prediction_file(folder, seed, side) for seed in settings.seeds] for side in ("dev", "test")}
+        dev, test = ([Predictions.read(path) for path in files[side]] for side in ("dev", "test"))
+        about = test[0].about
+        system = describe_system(
+            about["name"],
+            settings.title,
+            about["name"],
+            test,
+            dev,
+            bootstrap=settings.bootstrap,
+            transductive=settings.transductive,
+            predictions=[str(path.relative_to(folder)) for path in files["test"]],
+        )
+        results = Results(
+            title=settings.title,
+            task=settings.task,
+            label=corpus_label(settings, part),
+            classes=part.targets.classes,
+            dimensions=list(part.targets.dimensions),
+            main_score=main_score(settings.task),
+            protocol={"chosen_by": name_of_choice(settings), "dev": [scores_of(table) for table in dev]},
+            clips={
+                "parts": {side: len(getattr(part, side)) for side in ("train", "dev", "test")},
+                "unread": {clip: cause for table in test for clip, cause in table.about["unread"].items()},
+            },
+            systems=[system],
+            pretraining=seen_by_test.get(part.name, {}),
+            licences=licences(part),
+            settings=settings.model_dump(mode="json"),
+            versions=versions(),
+        )
+        results.write(folder / "results.json")
+        write_text(folder / "results.csv", as_csv(results))
+        found.append(results)
+    return found[0]
+
+
+def scores_of(dev: Predictions) -> dict[str, float | int]:
+    """Those of the development clips, where the epoch was chosen: better than they would be elsewhere."""
+    return {"seed": dev.about["seed"], "epoch": dev.about["epoch"], **values(dev)}
+
+
+def as_csv(results: Results) -> str:
+    """One line per system and score."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["system", "streams", "score", "value", "low", "high", "unit", "clusters", "clips", "selected"])
+    for system in results.systems:
+        for name, e in system.scores.items():
+            row = [system.name, system.streams, name, e.value, e.low, e.high, e.unit, e.clusters, system.clips]
+            writer.writerow([*row, system.selected])
+    return text.getvalue()
+
+
+def licences(part: Part) -> list[str]:
+    rows = map(part.index.samples.row, part.train + part.dev + part.test)
+    return sorted(Counter(str(row["meta"]["licence"]) for row in rows if row["meta"].get("licence")))
+
+
+def corpus_label(settings: FinetuneSettings, part: Part) -> str:
+    labels = next(corpus.labels for corpus in settings.data.parts if corpus.name == part.name)
+    return labels.field if labels.rule == "label" else labels.condition if labels.rule else ", ".join(labels.dimensions)
+
+
+def corpus_folder(settings: FinetuneSettings, part: Part) -> Path:
+    """Where the results of a judged corpus are: of one alone in `out`, of several in folders by their names."""
+    judged = sum(corpus.test is not None for corpus in settings.data.parts)
+    return Path(settings.out) if judged == 1 else Path(settings.out) / part.name
+
+
+def prediction_file(folder: Path, seed: int, side: str) -> Path:
+    return folder / "predictions" / f"seed-{seed}-{side}.safetensors"
