@@ -14,13 +14,24 @@ import typer
 from rich.console import Console
 
 from affekt import __version__
-from affekt.arguments import AllowChange, AsJson, Config, Overrides, PrintConfig, Resume, answer, find_experiment
-from affekt.data.errors import AffektError, DataError, SettingsError
+from affekt.arguments import (
+    AllowChange,
+    AsJson,
+    Config,
+    Overrides,
+    PrintConfig,
+    Resume,
+    answer,
+    conditions,
+    find_experiment,
+)
+from affekt.data.errors import AffektError, DataError
 from affekt.data.machine import available_cores
 from affekt.finetuning import finetune
 from affekt.launching import launch
 from affekt.planning import plan
 from affekt.progress import Report, progress, training
+from affekt.retrieving import index, recall, retrieve
 from affekt.watching import compare, runs
 
 app = typer.Typer(
@@ -40,6 +51,7 @@ HOW_TO_GO_ON = {
     "pretrain": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
     "finetune": "the last checkpoint is kept; the same command goes on from there",
     "launch": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
+    "index": "features of finished parts are kept; the same command goes on from there",
     "demo": "what is finished is kept; the same command goes on from there",
 }
 
@@ -175,9 +187,9 @@ def prepare(
     named = {"size": size, "face": face, "face_fallback": face_fallback, "picture": picture}
     given = {key: value for key, value in named.items() if value is not None}
     settings = PrepareSettings.parse(apply_overrides(given, overrides or []), "prepare")
-    conditions = _conditions(where or [])
+    chosen = conditions(where or [])
     with progress("measure", "sources", quiet=as_json) as measuring, progress("prepare", quiet=as_json) as report:
-        summary = make_shards(source, out, settings, workers, report, overwrite, conditions, measuring)
+        summary = make_shards(source, out, settings, workers, report, overwrite, chosen, measuring)
     causes = ", ".join(f"{count} {cause}" for cause, count in summary["quarantined"].items())
     left_out = f"; left out: {causes}, each listed in {out / 'quarantine.jsonl'}" if causes else ""
     parts = f", cut from {summary['sources']} sources," if summary["clips"] != summary["sources"] else ""
@@ -267,6 +279,9 @@ app.command()(plan)
 app.command()(runs)
 app.command()(compare)
 app.command()(finetune)
+app.command()(index)
+app.command()(retrieve)
+app.command()(recall)
 
 
 @app.command()
@@ -319,17 +334,6 @@ def demo(
     _show(results, Path(results["report"]), as_json)
     if not as_json:
         print(", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in results["seconds_by_stage"].items()))
-
-
-def _conditions(pairs: list[str]) -> dict[str, list[str]]:
-    """`["split=train", "split=dev"]` -> `{"split": ["train", "dev"]}`."""
-    conditions: dict[str, list[str]] = {}
-    for pair in pairs:
-        column, equals, value = pair.partition("=")
-        if not (column and equals):
-            raise SettingsError(f"--where {pair}: not of the form COLUMN=VALUE")
-        conditions.setdefault(column, []).append(value)
-    return conditions
 
 
 def _show(results: dict[str, Any], report: Path, as_json: bool) -> None:

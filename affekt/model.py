@@ -1,6 +1,6 @@
 """An exported encoder together with the way from a media file to its embeddings."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +51,27 @@ class Model:
         name = "clip" if isinstance(clip, PreparedClip) else str(clip)
         if not isinstance(clip, PreparedClip):
             clip = prepare_clip_safely(clip, self.prepare_settings)
+        known = self._means(clip, windows, self.encoder.embed, name)
+        return {stream: normalize(x, dim=0).cpu() for stream, x in known.items()}
+
+    def contrast_features(self, clip: PreparedClip, windows: int = 4) -> dict[str, Tensor]:
+        """`Encoder.contrast_features` of a clip, (K, D) each on the CPU: the mean over windows, not normalised. A
+        stream that the clip lacks has no entry. Raises DataError where it holds none that the encoder knows."""
+        means = self._means(clip, windows, self.encoder.contrast_features, "clip")
+        return {name: x.cpu() for name, x in means.items()}
+
+    def _means(
+        self, clip: PreparedClip, windows: int, compute: Callable[[Batch], dict[str, Tensor]], name: str
+    ) -> dict[str, Tensor]:
+        """What `compute` gives of each window, by names that begin with the stream, averaged."""
         per_window: dict[str, list[Tensor]] = {}
         for batch in self._batches(clip, windows):
-            for stream, x in self.encoder.embed(batch.to(self.device)).items():
+            for stream, x in compute(batch.to(self.device)).items():
                 per_window.setdefault(stream, []).append(x)
         means = {stream: torch.cat(parts).mean(0) for stream, parts in per_window.items()}
         present = {"video": clip.frames is not None, "audio": clip.waveform is not None}
         present["both"] = all(present.values())
-        known = {stream: normalize(x, dim=0).cpu() for stream, x in means.items() if present[stream]}
+        known = {stream: x for stream, x in means.items() if present[stream.partition("_")[0]]}
         if not known:
             raise DataError(f"{name}: holds no stream of this encoder, which knows {self.streams}")
         return known

@@ -58,6 +58,7 @@ MARKS = {
     "metrics.jsonl": "a run of `affekt pretrain`",
     "config.json": "an export",
     "results.json": "results of `affekt probe`",
+    "retrieval.json": "an index of `affekt index`",
 }
 
 

@@ -54,6 +54,7 @@ class Classifier(nn.Module):
         if not paths or not set(paths) <= set(known):
             raise SettingsError(f"paths are {paths}; this encoder has {', '.join(known)}")
         s = encoder.settings
+        encoder.drop_projectors()  # nothing here would train them
         self.encoder, self.paths, self.missing = encoder, paths, missing
         rows = self.feature_rows()
         rows["both"] = sum(rows.values())

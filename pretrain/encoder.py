@@ -36,13 +36,23 @@ class Encoder(nn.Module):
         self.grid_video = settings.grid_video
         self.grid_audio = settings.grid_audio
         for name, part in (model or HiCMAE(settings)).named_children():
-            if not name.startswith(("decoder_", "projector_")):
+            if not name.startswith("decoder_"):
                 self.add_module(name, part)
 
     @property
     def streams(self) -> Streams:
         """The streams this encoder was trained on."""
         return self.settings.streams
+
+    @property
+    def has_projectors(self) -> bool:
+        """Whether there are the projection heads that the contrast was computed behind."""
+        return hasattr(self, "projector_video")
+
+    def drop_projectors(self) -> None:
+        """Leave the heads out: of no use behind the encoders, and absent from exports before 1.1."""
+        for name in [name for name, _ in self.named_children() if name.startswith("projector_")]:
+            delattr(self, name)
 
     def layers(self, inputs: Inputs, streams: Streams = "both") -> dict[str, Tensor]:
         """Tokens (B, N, D) of every layer, nothing hidden: `video_1..L`, `audio_1..L` (each through the encoder's
@@ -74,6 +84,31 @@ class Encoder(nn.Module):
         """
         frames = torch.where(inputs.has_audio, inputs.audio_frames.clamp(min=1), self.settings.mel_frames)
         return None if bool((frames >= self.settings.mel_frames).all()) else valid_audio_tokens(frames, self.settings)
+
+    @torch.inference_mode()
+    def contrast_features(self, batch: Batch) -> dict[str, Tensor]:
+        """What pre-training compares between the streams (HiCMAE section 3.3), with nothing hidden and not normalised.
+
+        `{"video_taps": (B, K, D), "audio_taps": (B, K, D)}`, the mean of the tokens of each of K taps, and behind the
+        projection heads, where the export has them, `video_heads` and `audio_heads` (B, K, P). A stream that the batch
+        or the encoder lacks has no entry, rows of clips without it are NaN.
+        """
+        inputs, s = self.preprocess(batch), self.settings
+        there = {"video": inputs.video is not None, "audio": inputs.audio is not None}
+        features = {}
+        for stream in (name for name in there if there[name] and s.streams in ("both", name)):
+            tokens = self.layers(inputs, stream)
+            valid = self.valid_audio_tokens(inputs) if stream == "audio" else None
+            means = [mean_of_tokens(tokens[f"{stream}_{tap}"], valid) for tap in s.taps]
+            features[f"{stream}_taps"] = torch.stack(means, 1)
+            if self.has_projectors:
+                heads = getattr(self, f"projector_{stream}")
+                features[f"{stream}_heads"] = torch.stack([head(x) for head, x in zip(heads, means, strict=True)], 1)
+            for name in (f"{stream}_taps", f"{stream}_heads"):
+                if name in features:
+                    features[name] = features[name].float()
+                    features[name][~getattr(inputs, f"has_{stream}")] = float("nan")
+        return features
 
     @torch.inference_mode()
     def embed(self, batch: Batch) -> dict[str, Tensor]:

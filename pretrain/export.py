@@ -29,8 +29,8 @@ from affekt.pretrain.published import PUBLISHED_STRIDE, Published, load_weights,
 from affekt.pretrain.seen import SEEN_FILE, read_seen, stamped
 from affekt.pretrain.settings import PretrainSettings
 
-FORMAT, VERSION = "affekt-export", "1.0"
-NOT_EXPORTED = ("decoder_", "projector_")
+FORMAT, VERSION = "affekt-export", "1.1"  # 1.1: with the projection heads of the contrast, where there are some
+NOT_EXPORTED = ("decoder_",)
 # What weights are for, where names and shapes do not tell all of it: heads, and which place a position stands for.
 ARCHITECTURE = ("embed_dim", "num_heads", "depth", "fusion_depth", "patch_size", "tubelet_size", "patch_size_audio")
 ARCHITECTURE += ("img_size", "num_frames", "mel_frames", "mel_bins", "positions")
@@ -129,6 +129,8 @@ def start_from(model: HiCMAE, source: str | Path) -> dict[str, Any]:
     else:
         encoder = load_encoder(source)
         theirs, weights, seen = encoder.settings, encoder.state_dict(), read_seen(source)
+        if (theirs.projector_dim, theirs.taps) != (model.settings.projector_dim, model.settings.taps):
+            weights = {name: x for name, x in weights.items() if not name.startswith("projector_")}
     fields = ARCHITECTURE + (DECODERS if any(name.startswith("decoder_") for name in weights) else ())
     odd = [
         f"{name} is {getattr(theirs, name)}, the model's is {getattr(model.settings, name)}"
@@ -169,8 +171,9 @@ def load_encoder(folder: str | Path) -> Encoder:
         )
     try:
         weights = load_file(folder / "model.safetensors")
-        # Exports held the projection heads of the contrast for a while.
-        encoder.load_state_dict({name: x for name, x in weights.items() if not name.startswith(NOT_EXPORTED)})
+        if not any(name.startswith("projector_") for name in weights):
+            encoder.drop_projectors()  # an export of 1.0
+        encoder.load_state_dict(weights)
         broken = [name for name, x in weights.items() if not x.isfinite().all()]
         if broken:
             raise ValueError(f"numbers that are not finite in {', '.join(broken[:5])}")

@@ -21,6 +21,7 @@ from affekt.progress import progress
 
 EXPERIMENTS = sorted(path.name for path in resources.files("affekt.launch").iterdir() if path.name.endswith(".yaml"))
 COMMANDS = ["synth", "import", "prepare", "inspect", "pretrain", "launch", "plan", "export", "probe", "demo"]
+COMMANDS += ["index", "retrieve", "recall"]
 
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -101,10 +102,10 @@ def test_an_unknown_experiment_names_the_nearest(capsys):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_shipped_experiment_resolves(name, capsys, tmp_path):
-    """As `pretrain` or as `probe`; printed settings read back to the same settings."""
+    """As a command's settings; printed settings read back to the same settings."""
     path = resources.files("affekt.launch") / name
     assert path.read_text(encoding="utf-8").startswith("#"), "begins with its command, hardware, hours and score"
-    command = "pretrain" if run(["pretrain", name, "--print-config"]) == 0 else "probe"
+    command = next(c for c in ("pretrain", "probe", "recall") if run([c, name, "--print-config"]) == 0)
     capsys.readouterr()
     assert run([command, name.removesuffix(".yaml"), "--print-config"]) == 0
     printed = capsys.readouterr().out

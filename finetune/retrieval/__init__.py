@@ -1,1 +1,1 @@
-"""Search among embeddings: one stream by the other, clips by a clip."""
+"""Finding clips: sound for a picture, a picture for sound, and clips that express the same."""
