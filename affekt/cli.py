@@ -27,6 +27,7 @@ from affekt.arguments import (
 )
 from affekt.data.errors import AffektError, DataError
 from affekt.data.machine import available_cores
+from affekt.evaluating import LAST, evaluate
 from affekt.finetuning import finetune
 from affekt.launching import launch
 from affekt.planning import plan
@@ -49,6 +50,7 @@ HOW_TO_GO_ON = {
     "synth": "finished clips are kept; the same command goes on from there",
     "prepare": "finished shards are kept; the same command goes on from there",
     "pretrain": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
+    "evaluate": LAST,
     "finetune": "the last checkpoint is kept; the same command goes on from there",
     "launch": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
     "index": "features of finished parts are kept; the same command goes on from there",
@@ -282,6 +284,7 @@ app.command()(finetune)
 app.command()(index)
 app.command()(retrieve)
 app.command()(recall)
+app.command()(evaluate)
 
 
 @app.command()

@@ -106,7 +106,7 @@ def affekt(*arguments: object) -> None:
 
 def uar(results: dict, stream: str, part: str) -> float:
     row = find_row(results, "pretrained", stream)
-    return 100 * (row["choices"][0]["dev_uar"] if part == "folds" else row["test"]["uar"]["value"])
+    return 100 * (row["choices"][0]["dev"] if part == "folds" else row["test"]["uar"]["value"])
 
 
 if __name__ == "__main__":

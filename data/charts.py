@@ -13,7 +13,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 30
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart; `colour` is a CSS colour, `low` and `high` an optional band around `y`."""
+    """One line of a chart; `colour` is a CSS colour, `low` and `high` an optional band around `y`. `dashed` is for what
+    a line is held against."""
 
     name: str
     x: Sequence[float]
@@ -21,13 +22,22 @@ class Line:
     colour: str
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    dashed: bool = False
 
 
 def line_chart(
-    lines: Sequence[Line], *, x_name: str, chance: float | None = None, zero: bool = False, names: bool = False
+    lines: Sequence[Line],
+    *,
+    x_name: str,
+    chance: float | None = None,
+    zero: bool = False,
+    names: bool = False,
+    dots: bool = False,
+    label: str = "",
 ) -> str:
     """Lines on a common scale as SVG, names in the colours of their lines above. Values that are not finite are left
-    out; `zero` starts the scale at 0, `chance` draws a dotted level, `names` gives its name to one line alone too."""
+    out; `zero` starts the scale at 0, `chance` draws a dotted level, `names` gives its name to one line alone too.
+    `dots` marks every point, for few that were measured one by one. `label` says what it shows to who cannot see it."""
     values = [v for line in lines for series in (line.y, line.low or (), line.high or ()) for v in series]
     values = [v for v in [*values, *([] if chance is None else [chance])] if math.isfinite(v)]
     xs = [x for line in lines for x in line.x]
@@ -38,7 +48,7 @@ def line_chart(
         highest = lowest + max(0.1 * abs(lowest), 1e-9)
     ticks = nice_ticks(lowest, highest)
     low, high = ticks[0], ticks[-1]
-    x_low, x_high = (0 if min(xs) < 0.1 * max(xs) else min(xs)), max(xs)  # a run is shown from its beginning
+    x_low, x_high = (0 if 0 < min(xs) < 0.1 * max(xs) else min(xs)), max(xs)  # a run is shown from its beginning
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
@@ -54,9 +64,12 @@ def line_chart(
         parts.append(
             f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick_name(tick, max(abs(low), abs(high)))}</text>'
         )
-    for x in x_ticks(x_low, x_high):
-        across, _ = place(x, low)
-        parts.append(f'<text x="{across:.1f}" y="{HEIGHT - 11}" text-anchor="middle">{x:,.0f}</text>')
+    whole = all(x == int(x) for x in xs)
+    for x in x_ticks(x_low, x_high) if whole else nice_ticks(x_low, x_high):
+        if x_low <= x <= x_high:
+            name = minus(f"{x:,.0f}" if whole else f"{x:g}")
+            across, _ = place(x, low)
+            parts.append(f'<text x="{across:.1f}" y="{HEIGHT - 11}" text-anchor="middle">{name}</text>')
     if chance is not None:
         (x1, y), (x2, _) = place(x_low, chance), place(x_high, chance)
         parts.append(f'<line class="chance" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -65,7 +78,11 @@ def line_chart(
         if line.low and line.high:
             around = points(line.x, line.low) + " " + points(line.x[::-1], line.high[::-1])
             parts.append(f'<polygon class="band" points="{around}" style="fill:{line.colour}"/>')
-        parts.append(f'<polyline class="line" points="{points(line.x, line.y)}" style="stroke:{line.colour}"/>')
+        dash = ";stroke-dasharray:5 4" if line.dashed else ""
+        parts.append(f'<polyline class="line" points="{points(line.x, line.y)}" style="stroke:{line.colour}{dash}"/>')
+        for at in points(line.x, line.y).split() if dots else ():
+            x, y = at.split(",")
+            parts.append(f'<circle class="at" cx="{x}" cy="{y}" r="3.5" style="fill:{line.colour}"/>')
     parts.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT + 6}" text-anchor="middle">{escape(x_name)}</text>'
     )
@@ -74,7 +91,8 @@ def line_chart(
         for line in lines
     )
     legend = f'<div style="font-size:14px;margin-bottom:6px">{legend}</div>' if names or len(lines) > 1 else ""
-    return f'{legend}<svg viewBox="0 0 {WIDTH} {HEIGHT + 10}" role="img">{"".join(parts)}</svg>'
+    label = escape(label or f"{', '.join(line.name for line in lines if line.name)} over {x_name}".removeprefix(" "))
+    return f'{legend}<svg viewBox="0 0 {WIDTH} {HEIGHT + 10}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -92,6 +110,11 @@ def tick_name(tick: float, largest: float) -> str:
         return f"{tick:.6g}"
     digits, power = f"{tick:.1e}".split("e")
     return f"{digits.removesuffix('.0')}e{int(power)}"
+
+
+def minus(figure: str) -> str:
+    """The figure with a minus sign as wide as its plus."""
+    return figure.replace("-", "\u2212")
 
 
 def _step(least: float) -> float:

@@ -14,6 +14,7 @@ from affekt.data.shards import SampleError, ShardIndex
 
 # Of a log-mel frame at 16 kHz, in samples: 25 ms long, every 10 ms (Kaldi's defaults).
 FRAME_LENGTH, FRAME_SHIFT = 400, 160
+SPEECH_KEPT = 0.95
 
 
 class Window(Settings):
@@ -55,20 +56,33 @@ class View(NamedTuple):
     audio_valid: int
 
 
-def random_start(duration: float, window: Window, u: float) -> float:
-    """The start in seconds, on a frame, that `u` in [0, 1) chooses among all where the window lies in the clip."""
-    return int(u * (_last_start(duration, window) + 1)) / window.fps
+def random_start(duration: float, window: Window, u: float, sound: np.ndarray | None = None) -> float:
+    """The start in seconds, on a frame, that `u` in [0, 1) chooses among `possible_starts`."""
+    starts = possible_starts(duration, window, sound)
+    return int(starts[int(u * len(starts))]) / window.fps
 
 
-def window_starts(duration: float, window: Window, n: int) -> list[float]:
-    """At most `n` different starts in seconds, evenly spaced over the clip; one alone lies in the middle."""
-    last = _last_start(duration, window)
-    frames = [last // 2] if n == 1 else sorted({round(i * last / (n - 1)) for i in range(n)})
-    return [frame / window.fps for frame in frames]
+def window_starts(duration: float, window: Window, n: int, sound: np.ndarray | None = None) -> list[float]:
+    """At most `n` different starts in seconds, evenly spaced among `possible_starts`; one alone lies in the middle."""
+    starts = possible_starts(duration, window, sound)
+    last = len(starts) - 1
+    places = [last // 2] if n == 1 else sorted({round(i * last / (n - 1)) for i in range(n)})
+    return [int(starts[place]) / window.fps for place in places]
 
 
-def _last_start(duration: float, window: Window) -> int:
-    return max(0, int((duration - window.duration) * window.fps + 1e-6))
+def possible_starts(duration: float, window: Window, sound: np.ndarray | None = None) -> np.ndarray:
+    """The frames, int64 (K,), at which a window may start that lies in the clip; 0 in a clip shorter than it.
+
+    With the `sound` (S,) of the whole clip, only those where the window holds SPEECH_KEPT of the most sound that any
+    of them does, by the sum of its amplitudes: windows around the speech, not of the silence before and after.
+    """
+    starts = np.arange(max(0, int((duration - window.duration) * window.fps + 1e-6)) + 1)
+    if sound is None:
+        return starts
+    total = np.concatenate(([0.0], np.abs(sound, dtype=np.float64).cumsum()))
+    begin = np.round(starts / window.fps * window.sample_rate).astype(np.int64).clip(max=len(sound))
+    held = total[(begin + window.audio_samples).clip(max=len(sound))] - total[begin]
+    return starts[held >= SPEECH_KEPT * held.max()]
 
 
 def decode_window(
@@ -128,6 +142,11 @@ def decode_sound(index: ShardIndex, sample: Sample, start: int, count: int) -> n
     if sound.shape != (expected,):
         raise _undecodable(index, sample, "flac", f"{sound.shape} samples at {start}, expected ({expected},)")
     return sound
+
+
+def whole_sound(index: ShardIndex, sample: Sample) -> np.ndarray | None:
+    """All the sound of a clip, float32 (S,); None where it has none. Raises SampleError."""
+    return decode_sound(index, sample, 0, sample.samples) if sample.has_audio else None
 
 
 def _from_mjpeg(content: bytes, sample: Sample, frames: np.ndarray, size: int, pictures: np.ndarray) -> None:

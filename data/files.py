@@ -57,6 +57,7 @@ MARKS = {
     "quarantine.jsonl": "shards",
     "metrics.jsonl": "a run of `affekt pretrain`",
     "config.json": "an export",
+    "evaluate.yaml": "results of `affekt evaluate`",
     "results.json": "results of `affekt probe`",
     "retrieval.json": "an index of `affekt index`",
 }

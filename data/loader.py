@@ -1,32 +1,24 @@
 """Batches for training and evaluation: the order says which clips, and however many workers decode them."""
 
-import multiprocessing
-import signal
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from affekt.data.accounting import worst
+from affekt.data.ahead import load_ahead
 from affekt.data.augment import Augment
 from affekt.data.batch import WHOLE_PICTURE, Batch, Row, Streams, collate, empty_pictures
-from affekt.data.decode import View, Window, decode_window, random_start, window_starts
+from affekt.data.decode import View, Window, decode_window, random_start, whole_sound, window_starts
 from affekt.data.errors import AffektError, DataError, SettingsError
-from affekt.data.handover import POSSIBLE, Blocks, Sent
-from affekt.data.machine import check_shared_memory, end_with_parent, keep_freed_memory
-from affekt.data.mixture import Corpus, check_together, check_window, example, places, sources
+from affekt.data.mixture import Corpus, check_together, check_window, example, sources
 from affekt.data.order import Plan, clip_key, speaker_number, uniform
-from affekt.data.remote import FetchAhead
 from affekt.data.shards import SampleError, ShardIndex
 
 MAX_REPLACEMENTS = 20
-LOOK_SECONDS = 5
-LOOK_BATCHES = 512  # how far fetching ahead looks for shards; few shards would let it look to the end of the run
-WAIT_SECONDS = 600  # for one batch: a worker that hangs, as on a dead network disk, is an error and no endless wait
 
 
 class TrainLoader:
@@ -36,13 +28,15 @@ class TrainLoader:
         self._batches, self._steps, self._workers = batches, range(start_step, total_steps), workers
         self.steps_per_epoch = batches.plan.steps_per_epoch
         self.dropped_per_epoch = batches.plan.dropped_per_epoch
-        self.shares = batches.plan.shares  # clips of each corpus in an epoch
+        self.shares = [0] * len(batches.corpora)  # clips of each corpus in an epoch
+        for owner, share in zip(batches.owners, batches.plan.shares, strict=True):
+            self.shares[owner] += share
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _load_ahead(self._batches, self._steps, self._workers)
+        return load_ahead(self._batches, self._steps, self._workers)
 
     def blank(self) -> Batch:
         """As many rows as a batch has, of no clip and without a stream: what a rank without data may go on with."""
@@ -60,7 +54,7 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         held = None
-        for batch in _load_ahead(self._batches, range(len(self)), self._workers):
+        for batch in load_ahead(self._batches, range(len(self)), self._workers):
             if held is None or not held.ids:  # a batch of nothing but unreadable clips gives its list to the next one
                 batch.skipped = (held.skipped if held else []) + batch.skipped
                 held = batch
@@ -116,8 +110,9 @@ def train_loader(
     check_together(corpora)
     for corpus in corpora:
         check_window(corpus.index, window)
-    plan = Plan(sources(corpora), global_batch // repeats, seed, epoch_clips)
-    batches = _TrainBatches(corpora, window, plan, repeats, rank, world_size, streams, augment or Augment())
+    found, owners = sources(corpora)
+    plan = Plan(found, global_batch // repeats, seed, epoch_clips)
+    batches = _TrainBatches(corpora, owners, window, plan, repeats, rank, world_size, streams, augment or Augment())
     return TrainLoader(batches, start_step, total_steps, workers)
 
 
@@ -130,14 +125,16 @@ def eval_loader(
     batch_size: int = 16,
     workers: int = 0,
     streams: Streams = "both",
+    speech: bool = False,
 ) -> EvalLoader:
-    """Views of the clips at `indices` (all by default), each at most `windows_per_clip` times, evenly spaced.
+    """Views of the clips at `indices` (all by default), each at most `windows_per_clip` times, evenly spaced; with
+    `speech` among the windows around it (`possible_starts`).
 
     Nothing is random: whole pictures, sound as it is. `Batch.clip` says which of the indices a row belongs to.
     """
     check_window(index, window)
     positions = list(range(len(index.samples)) if indices is None else map(int, indices))
-    return EvalLoader(_EvalBatches(index, window, positions, windows_per_clip, batch_size, streams), workers)
+    return EvalLoader(_EvalBatches(index, window, positions, windows_per_clip, batch_size, streams, speech), workers)
 
 
 class _Decoded(NamedTuple):
@@ -153,8 +150,9 @@ class _Decoded(NamedTuple):
 class _TrainBatches(Dataset):
     """Maps a step to the rank's batch, or to the error that ends the run."""
 
-    def __init__(self, corpora, window, plan, repeats, rank, world_size, streams, augment):
+    def __init__(self, corpora, owners, window, plan, repeats, rank, world_size, streams, augment):
         self.corpora, self.window, self.plan, self.streams, self.augment = corpora, window, plan, streams, augment
+        self.owners = owners  # source of the plan -> corpus
         self.repeats, self.rank, self.world_size = repeats, rank, world_size
         self.size = example(corpora).header["size"]
         self.first = [sum(len(other.index.samples) for other in corpora[:number]) for number in range(len(corpora))]
@@ -197,12 +195,15 @@ class _TrainBatches(Dataset):
         """The clip planned for a slot or, each in turn, what may take its place. Those passed over go to `skipped`;
         pictures are decoded into their place in the batch."""
         tried = Counter()
-        for number, turn, position in self.plan.candidates(epoch, slot):
+        for source, turn, position in self.plan.candidates(epoch, slot):
+            number = self.owners[source]
             corpus = self.corpora[number]
             sample = corpus.index.samples[position]
             name = corpus.name_of(sample.id)
-            start = random_start(sample.duration, self.window, uniform(1, self.plan.seed, turn, name, "window")[0])
+            u = uniform(1, self.plan.seed, turn, name, "window")[0]
             try:
+                sound = whole_sound(corpus.index, sample) if self.augment.windows == "speech" else None
+                start = random_start(sample.duration, self.window, u, sound)
                 view = decode_window(corpus.index, sample, self.window, start, self.streams, into)
                 speaker = speaker_number(corpus.name, sample.meta.get("speaker"))
                 return _Decoded(name, self.first[number] + position, turn, view, speaker)
@@ -216,21 +217,26 @@ class _TrainBatches(Dataset):
     def _row(self, clip: _Decoded, repeat: int) -> Row:
         """One view. The first one of a clip is the same whether there are more or not."""
         key = (self.plan.seed, clip.turn, f"{clip.name}\0{repeat}" if repeat else clip.name)
-        crop = WHOLE_PICTURE if clip.view.video is None else self.augment.crop(self.size, *key)
-        gain, roll = self.augment.sound(clip.view.audio_valid, *key)
-        return Row(clip.name, clip.view, crop, clip_key(*key), gain, roll, clip.speaker)
+        view, crop = clip.view, WHOLE_PICTURE
+        if view.video is not None:
+            view, crop = (
+                view._replace(video=self.augment.pictures(view.video, *key)),
+                self.augment.crop(self.size, *key),
+            )
+        gain, roll = self.augment.sound(view.audio_valid, *key)
+        return Row(clip.name, view, crop, clip_key(*key), gain, roll, clip.speaker)
 
 
 class _EvalBatches(Dataset):
     """Maps a number to a batch of views; clips that cannot be read are left out."""
 
-    def __init__(self, index, window, positions, windows_per_clip, batch_size, streams):
+    def __init__(self, index, window, positions, windows_per_clip, batch_size, streams, speech):
         self.index, self.window, self.positions, self.streams = index, window, positions, streams
-        self.batch_size = batch_size
+        self.windows_per_clip, self.batch_size, self.speech = windows_per_clip, batch_size, speech
         self.views = [
-            (clip, start)
+            (clip, number)
             for clip, position in enumerate(positions)
-            for start in window_starts(float(index.samples.duration[position]), window, windows_per_clip)
+            for number, _ in enumerate(window_starts(float(index.samples.duration[position]), window, windows_per_clip))
         ]
 
     def __len__(self) -> int:
@@ -238,10 +244,14 @@ class _EvalBatches(Dataset):
 
     def __getitem__(self, number: int) -> Batch:
         rows, clips, skipped = [], [], []
-        for clip, start in self.views[number * self.batch_size : (number + 1) * self.batch_size]:
+        for clip, which in self.views[number * self.batch_size : (number + 1) * self.batch_size]:
             sample = self.index.samples[self.positions[clip]]
             try:
-                view = decode_window(self.index, sample, self.window, start, self.streams)
+                sound = whole_sound(self.index, sample) if self.speech else None
+                starts = window_starts(sample.duration, self.window, self.windows_per_clip, sound)
+                if which >= len(starts):  # around the speech there are fewer
+                    continue
+                view = decode_window(self.index, sample, self.window, starts[which], self.streams)
             except SampleError as error:
                 skipped.append((sample.id, f"{error.cause}: {error}"))
                 continue
@@ -258,87 +268,3 @@ class _EvalBatches(Dataset):
     @property
     def indices(self) -> list[ShardIndex]:
         return [self.index]
-
-
-class _Handed(Dataset):
-    """The same batches in the worker's own blocks."""
-
-    def __init__(self, batches: Dataset):
-        self.batches, self.blocks = batches, Blocks()
-
-    def __getitem__(self, number: int) -> Sent | AffektError:
-        batch = self.batches[number]
-        return self.blocks.send(batch) if isinstance(batch, Batch) else batch
-
-
-def _load_ahead(batches: "_TrainBatches | _EvalBatches", numbers: range, workers: int) -> Iterator[Batch]:
-    """As `_load`; shards behind a url are fetched in the order of the batches, by a thread of this process."""
-    remote = places(batches.indices)
-    if not any(remote):
-        yield from _load(batches, numbers, workers)
-        return
-
-    def upcoming(done: int) -> Iterator[int]:
-        for number in numbers[done : done + LOOK_BATCHES]:
-            yield from batches.shards(number)
-
-    with FetchAhead(remote, upcoming) as ahead:
-        for batch in _load(batches, numbers, workers):
-            ahead.step += 1  # it counts batches from the first of `numbers`
-            yield batch
-
-
-def _load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
-    """The batches of these numbers in turn, each made as a whole by one worker."""
-    loader = DataLoader(
-        _Handed(batches) if workers and POSSIBLE else batches,
-        batch_size=None,
-        sampler=numbers,
-        num_workers=workers,
-        multiprocessing_context=_worker_context() if workers else None,
-        worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # of its own, or it would draw from the model's
-        timeout=LOOK_SECONDS if workers else 0,  # it looks after its workers at a timeout alone
-    )
-    items, opened, last = iter(loader), {}, time.monotonic()
-    while True:
-        try:
-            item = next(items)
-            if isinstance(item, Sent):
-                item = item.open(opened)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:
-            # torch says RuntimeError; a worker that goes while its batch is being handed over is a broken connection.
-            if workers and "timed out" in str(error):
-                if time.monotonic() - last < WAIT_SECONDS:
-                    continue
-                raise DataError(
-                    f"no batch came within {WAIT_SECONDS} s: a loader worker hangs, or the disk under the shards does"
-                ) from error
-            if not workers or (isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error)):
-                raise
-            raise DataError(f"a loader worker died ({error}); if it ran out of memory, use fewer workers") from error
-        if isinstance(item, AffektError):
-            raise item
-        yield item
-        last = time.monotonic()
-
-
-def _worker_context() -> multiprocessing.context.BaseContext:
-    """Workers are forked from a small process without threads: forking this one could copy a lock that torch holds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    check_shared_memory(context)
-    return context
-
-
-def _start_worker(_number: int) -> None:
-    """Ctrl-C is for the parent to answer: it ends its workers. (torch limits each worker to one thread by itself.)
-
-    Torch's own watch over the parent does not work here: the server that forked this worker would never go.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-    keep_freed_memory()  # of the batch before, for the next one

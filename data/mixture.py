@@ -18,12 +18,14 @@ ALIKE, ALIKE_IN_PICTURE = ("fps", "sample_rate"), ("size", "face")
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """The clips of one index at `positions`. Among several, `weight` is its share of an epoch (none states one: in
-    proportion to the numbers of clips), and `name` keeps its clips apart from others of the same id."""
+    proportion to the numbers of clips), and `name` keeps its clips apart from others of the same id. `strata` are its
+    positions by class, where each class is to come as often as any other."""
 
     index: ShardIndex
     positions: Sequence[int] | np.ndarray
     weight: float | None = None
     name: str = ""
+    strata: Sequence[Sequence[int] | np.ndarray] | None = None
 
     def name_of(self, clip: str) -> str:
         """What a clip is called in a run: its id, in a mixture with the corpus in front. An id holds no slash."""
@@ -71,13 +73,20 @@ def check_window(index: ShardIndex, window: Window) -> None:
             )
 
 
-def sources(corpora: Sequence[Corpus]) -> list[Source]:
-    """The corpora as the order sees them, their shards numbered on from one to the next."""
+def sources(corpora: Sequence[Corpus]) -> tuple[list[Source], list[int]]:
+    """The corpora as the order sees them, their shards numbered on from one to the next, and the number of the corpus
+    behind each: strata are sources of their own, which share the weight of their corpus."""
     firsts = np.cumsum([0, *(len(corpus.index.header["shards"]) for corpus in corpora)])
-    return [
-        Source(c.index.samples.shard + first, c.positions, c.weight, c.name)
-        for c, first in zip(corpora, firsts.tolist())
-    ]
+    balanced = any(corpus.strata for corpus in corpora) and all(corpus.weight is None for corpus in corpora)
+    found, owners = [], []
+    for number, (c, first) in enumerate(zip(corpora, firsts.tolist())):
+        weight, shard = len(c.positions) if balanced else c.weight, c.index.samples.shard + first
+        parts = [part for part in c.strata if len(part)] if c.strata else [c.positions]
+        for stratum, part in enumerate(parts):
+            name = f"{c.name}/stratum-{stratum}" if c.strata else c.name
+            found.append(Source(shard, part, None if weight is None else weight / len(parts), name))
+            owners.append(number)
+    return found, owners
 
 
 def places(indices: Sequence[ShardIndex]) -> list[Place | None]:

@@ -1,6 +1,11 @@
-"""The pages that affekt writes: their style and the few pieces of HTML they are made of. No scripts, nothing beside."""
+"""The pages that affekt writes: their style and the few pieces of HTML they are made of, with nothing beside.
+
+A page's own policy forbids it to ask for anything and to run any script but the one that it was written with.
+"""
 
 import base64
+import hashlib
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -69,7 +74,8 @@ td.wrap { white-space: normal; min-width: 200px; }
 .dots .group { grid-column: 1 / -1; font-weight: 650; margin-top: 16px; }
 .dots .group:first-child { margin-top: 0; }
 .dots .track { position: relative; height: 26px; background:
-  repeating-linear-gradient(to right, var(--line) 0 1px, transparent 1px 20%); border-right: 1px solid var(--line); }
+  repeating-linear-gradient(to right, var(--line) 0 1px, transparent 1px var(--step, 20%));
+  border-right: 1px solid var(--line); }
 .dots .chance { position: absolute; top: 0; bottom: 0; width: 0; border-left: 2px dotted var(--soft); }
 .dots .bar { position: absolute; top: 11px; height: 4px; border-radius: 2px; opacity: .45; }
 .dots .dot { position: absolute; top: 6px; width: 14px; height: 14px; margin-left: -7px; border-radius: 50%;
@@ -116,24 +122,45 @@ PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="$policy">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>$style</style>
 </head>
 <body><main>
 $body
-</main></body>
+</main>$script</body>
 </html>
 """)
 
 
-def page(title: str, body: str) -> str:
-    return PAGE.substitute(title=escape(title), style=STYLE, body=body)
+# Nothing is fetched; pictures and sounds stand in the page. Styles may be inline, scripts only with the right hash.
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
+)
+
+
+def page(title: str, body: str, *, style: str = "", script: str = "") -> str:
+    """The whole page. `style` comes after what all pages share; `script` is the only one that the page will run."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return PAGE.substitute(
+        title=escape(title),
+        policy=f"{POLICY}; script-src 'sha256-{digest}'" if script else POLICY,
+        style=STYLE + style,
+        body=body,
+        script=f"<script>{script}</script>" if script else "",
+    )
 
 
 def section(title: str, *parts: str) -> str:
-    """A titled part of the page; nothing at all when every part is empty."""
-    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>" if any(parts) else ""
+    """A titled part of the page, which `#anchor(title)` leads to; nothing at all when every part is empty."""
+    if not any(parts):
+        return ""
+    return f'<section id="{anchor(title)}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
+
+
+def anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def card(*parts: str, title: str = "") -> str:

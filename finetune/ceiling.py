@@ -36,9 +36,7 @@ def describe_raters(
     raters who chose alike. Raises SettingsError where no clip has two raters.
     """
     if counts.shape != (len(predictions), len(predictions.classes)):
-        raise SettingsError(
-            f"votes are {counts.shape} for {len(predictions)} clips, {len(predictions.classes)} classes"
-        )
+        raise SettingsError(f"votes {counts.shape} for {len(predictions)} clips, {len(predictions.classes)} classes")
     rows = counts.sum(1) > 1
     if not rows.any():
         raise SettingsError("no clip has two raters, so nothing is known of their agreement")

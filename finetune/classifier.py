@@ -74,13 +74,18 @@ class Classifier(nn.Module):
                 rows[stream] = 2
         return rows
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        """Logits (B, outputs), each clip judged by the streams that it has. NaN where there is no path for those.
+    def forward(self, inputs: Inputs, with_features: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, outputs), each clip judged by the streams that it has. NaN where there is no path for those. With
+        `with_features` also what `features` says.
 
         A stream that the encoder does not know, or that the batch was loaded without, counts as absent from all clips
         and costs nothing.
         """
         parts = self.features(inputs)
+        logits = self._logits(parts, inputs)
+        return (logits, parts) if with_features else logits
+
+    def _logits(self, parts: dict[str, Tensor], inputs: Inputs) -> Tensor:
         has_video, has_audio = (
             has[:, None] & (stream in parts)
             for stream, has in (("video", inputs.has_video), ("audio", inputs.has_audio))
@@ -92,7 +97,7 @@ class Classifier(nn.Module):
             return logits.masked_fill(~(has_video | has_audio), float("nan"))
         have = {"both": has_video & has_audio, "video": has_video & ~has_audio, "audio": has_audio & ~has_video}
         if len(parts) == 2:
-            parts["both"] = self.joined(parts["video"], parts["audio"])
+            parts = {**parts, "both": self.joined(parts["video"], parts["audio"])}
         logits = torch.full_like(has_video, float("nan"), dtype=torch.float32)
         for path, head in self.heads.items():
             if path in parts:

@@ -24,6 +24,7 @@ from affekt.data.errors import CheckpointError
 from affekt.data.files import check_version
 from affekt.finetune.classifier import Classifier
 from affekt.finetune.predictions import Kind
+from affekt.finetune.training.adapting import Adapting
 from affekt.finetune.training.heads import create_head
 from affekt.finetune.training.settings import HeadSettings
 from affekt.pretrain.export import create_encoder
@@ -41,7 +42,7 @@ class Finetuned:
 
     `dimensions` are names with the range of their ratings, which outputs of -1 to 1 stand for; `columns` and `places`
     choose, for one corpus, among the classes and dimensions of the head, `width` classes wide (all by default).
-    `temperatures` divide the logits: one, or one per class.
+    `temperatures` divide the logits: one, or one per class. `adapter_width` is that of `Adapting`.
     """
 
     network: Classifier
@@ -55,6 +56,7 @@ class Finetuned:
     columns: list[int] | None = None
     places: list[int] | None = None
     width: int | None = None
+    adapter_width: int = 0
 
     @property
     def window(self) -> Window:
@@ -97,6 +99,7 @@ def save_finetuned(model: Finetuned, out: Path, origin: dict[str, Any], seen: di
         "classes": model.classes,
         "dimensions": {name: list(span) for name, span in model.dimensions.items()},
         "temperatures": model.temperatures,
+        "adapter_width": model.adapter_width,
         "origin": origin,
     }
     preprocess = {
@@ -139,6 +142,7 @@ def load_finetuned(folder: str | Path, device: torch.device | str = "cpu") -> Fi
         dimensions = {name: tuple(span) for name, span in config["dimensions"].items()}
         outputs = len(config["classes"]) + len(dimensions)
         network = create_head(encoder, outputs, config["streams"], head)
+        Adapting(adapter_width=config["adapter_width"]).add(network)
         weights = load_file(folder / "model.safetensors")
         network.load_state_dict(weights)
         broken = [name for name, x in weights.items() if not x.isfinite().all()]
@@ -148,7 +152,7 @@ def load_finetuned(folder: str | Path, device: torch.device | str = "cpu") -> Fi
         raise
     except Exception as error:  # files, keys and shapes each raise a class of their own
         raise CheckpointError(f"{folder}: no fine-tuned model of `affekt finetune` can be read: {error}") from error
-    how = {name: config[name] for name in ("kind", "streams", "temperatures")}
+    how = {name: config[name] for name in ("kind", "streams", "temperatures", "adapter_width")}
     return Finetuned(network.to(device).eval(), config["classes"], dimensions, head=head, **how)
 
 

@@ -26,7 +26,7 @@ def gather_predictions(local: Predictions, ids: Sequence[str] | None = None) -> 
     seen: set[str] = set()
     once = []
     for part in parts:
-        once.append(part.take([row for row, clip in enumerate(part.ids) if clip not in seen]))
+        once.append(part.take(np.array([clip not in seen for clip in part.ids], bool)))
         seen |= set(part.ids)
     filled = [part for part in once if len(part)]
     if not filled:
@@ -36,8 +36,8 @@ def gather_predictions(local: Predictions, ids: Sequence[str] | None = None) -> 
     strange = set(order) ^ seen
     if strange:
         raise SettingsError(
-            f"{len(set(order) - seen)} of {len(order)} clips were judged by no rank, {len(seen - set(order))} were that "
-            f"should not be, first {min(strange)}"
+            f"{len(set(order) - seen)} of {len(order)} clips were judged by no rank, {len(seen - set(order))} were "
+            f"that should not be, first {min(strange)}"
         )
     place = {clip: row for row, clip in enumerate(table.ids)}
     return table.take([place[clip] for clip in order])

@@ -48,12 +48,14 @@ def judge_clips(
     *,
     kind: Kind = "single",
     windows: int = 2,
+    speech: bool = False,
     batch_size: int = 16,
     workers: int = 0,
     alter: Callable[[Batch], Batch] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Judged:
-    """Views at `windows` evenly spaced places of each clip (fewer where it is so short that they would be the same).
+    """Views at `windows` evenly spaced places of each clip (fewer where it is so short that they would be the same),
+    with `speech` of those around its sound (`data.decode.possible_starts`).
 
     Probabilities are averaged over the views of a clip, as published (HiCMAE: softmax), and given back as logits, their
     logarithms (log-odds for `multi`); `values` are averaged as they are. Nothing is random. `alter` changes a batch of
@@ -68,6 +70,7 @@ def judge_clips(
             judge.window,
             indices=[positions[p] for p in places],
             windows_per_clip=windows,
+            speech=speech,
             batch_size=batch_size,
             workers=workers,
             streams=available,

@@ -80,7 +80,7 @@ class Predictions:
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "Predictions":
         """The same table on some clips: places, or bool (N,)."""
-        rows = np.asarray(rows)
+        rows = np.asarray(rows, None if len(rows) else np.int64)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         arrays = {name: getattr(self, name)[rows] for name in ARRAYS if getattr(self, name) is not None}
         meta = {name: [values[i] for i in rows] for name, values in self.meta.items()}

@@ -62,14 +62,15 @@ class Calibration(Part):
     """Confidence against being right, before and after scaling by temperatures fitted on development clips.
 
     `temperatures` has one number per seed and fold; where sets of classes are said, one per class, their geometric
-    mean. `before` and `after` have ece, classwise_ece, brier, nll; `bins` are those after. `votes` has the same against
-    the share of raters who chose the class, where there are votes.
+    mean. `before` and `after` have ece, classwise_ece, brier, nll; `bins` are those after, `bins_before` those before.
+    `votes` has the same against the share of raters who chose the class, where there are votes.
     """
 
     temperatures: list[float]
     before: dict[str, float]
     after: dict[str, float]
     bins: list[Bin]
+    bins_before: list[Bin] = []
     votes: dict[str, float] = {}
     vote_bins: list[Bin] = []
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from affekt.data.errors import CheckpointError
@@ -42,7 +43,16 @@ def held_pieces(engine) -> list[Held]:
         state = optimizer.state
         return [Held(names[id(p)], 0, p.numel(), p, 0, state[p]) for p in engine.module.parameters()]
     find = _held_at_stage_3 if stage == 3 else _held_at_stage_1_and_2
-    return [Held(names[id(p)], *place) for p in engine.module.parameters() for place in find(optimizer, p)]
+    find = {True: find, False: _held_frozen}
+    return [
+        Held(names[id(p)], *place) for p in engine.module.parameters() for place in find[p.requires_grad](optimizer, p)
+    ]
+
+
+def _held_frozen(_optimizer, parameter: nn.Parameter) -> Iterator[tuple]:
+    """What is not trained is in no partition (of stage 1 and 2): all ranks have it, and the first one speaks for it."""
+    if dist.get_rank() == 0:
+        yield 0, parameter.numel(), parameter, 0, {}
 
 
 def _held_at_stage_1_and_2(optimizer, parameter: nn.Parameter) -> Iterator[tuple]:

@@ -30,7 +30,8 @@ def test_boxes_lie_where_they_are_said_to_in_all_pictures():
         slow = np.zeros((40, 30), bool)
         slow[box[0] : box[0] + box[2], box[1] : box[1] + box[3]] = True
         assert box[0] + box[2] <= 40 and box[1] + box[3] <= 30 and (changed == slow).all()
-        areas.append(slow.mean()), aspects.append(box[2] / box[3])
+        areas.append(slow.mean())
+        aspects.append(box[2] / box[3])
     assert 70 < len(areas) < 130 and min(areas) > 0.01 and 0.25 < max(areas) < 0.36
     assert min(aspects) < 0.5 and max(aspects) > 2
     noise = erased[erased != 9]

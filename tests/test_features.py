@@ -1,6 +1,11 @@
 """Pooling against its obvious version; frozen features of real shards under a real encoder, cached and masked."""
 
 import io
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,10 +13,13 @@ import simplejpeg
 import soundfile
 import torch
 
-from affekt.data.errors import DataError
+from affekt.data.errors import DataError, SettingsError
 from affekt.data.shard_writer import ShardWriter
+from affekt.data.shards import ShardIndex
+from affekt.finetune import feature_store as store
 from affekt.finetune import features as features_module
-from affekt.finetune.features import extract, pool, stream_of, weights_hash
+from affekt.finetune.features import check_tokens, extract, stream_of, weights_hash
+from affekt.finetune.pooling import check_poolings, pool, segment_shares
 from affekt.finetune.probes.baselines import majority, mel_statistics, pixel_statistics, statistics
 from affekt.pretrain.export import create_encoder
 from affekt.pretrain.hicmae import HiCMAESettings
@@ -122,9 +130,10 @@ def test_padding_is_left_out_of_the_pooling(index, encoder):
 
 def test_cache_is_reused_only_for_the_same_weights_clips_and_windows(index, encoder, tmp_path, monkeypatch):
     first = extract(encoder, index, range(6), windows=1, cache=tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["part-00000.safetensors"]
     calls = []
-    monkeypatch.setattr(features_module, "average_views", lambda *a, **k: calls.append(1) or first)
+    real = features_module.average_views
+    monkeypatch.setattr(features_module, "average_views", lambda *a, **k: calls.append(1) or real(*a, **k))
     again = extract(encoder, index, range(6), windows=1, cache=tmp_path)
     assert not calls
     assert again.ids == first.ids and all((again.has[s] == first.has[s]).all() for s in first.has)
@@ -135,12 +144,20 @@ def test_cache_is_reused_only_for_the_same_weights_clips_and_windows(index, enco
     extract(other, index, range(6), windows=1, cache=tmp_path)
     extract(encoder, index, range(5), windows=1, cache=tmp_path)
     extract(encoder, index, range(6), windows=2, cache=tmp_path)
-    assert len(calls) == 3
+    extract(encoder, index, range(6), windows=1, cache=tmp_path, poolings=("mean",))
+    extract(encoder, index, range(6), windows=1, cache=tmp_path, tokens=("audio_2",))
+    assert len(calls) == 5
+    extract(encoder, other_shards(index), range(6), windows=1, cache=tmp_path)
+    assert len(calls) == 6 and len(list(tmp_path.iterdir())) == 7
+
+
+def other_shards(index):
+    return ShardIndex(index.root, index.header, index.samples, "a" * 64)
 
 
 def test_damaged_cache_is_computed_again(index, encoder, tmp_path):
     first = extract(encoder, index, range(3), windows=1, cache=tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
     again = extract(encoder, index, range(3), windows=1, cache=tmp_path)
     np.testing.assert_array_equal(again.blocks["audio_1/mean"], first.blocks["audio_1/mean"])
@@ -153,6 +170,118 @@ def test_features_that_are_not_finite_are_refused(index):
         next(p for name, p in broken.named_parameters() if "encoder_audio" in name).fill_(float("nan"))
     with pytest.raises(DataError, match="both0"):
         extract(broken, index, range(6), windows=1)
+
+
+def test_segments_are_means_over_equal_stretches_of_what_is_real():
+    tokens = torch.randn(2, 6 * 2, 5)
+    valid = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]).bool()
+    pooled = pool(tokens, (6, 2, 1), 2, valid, ("segments_2", "segments_3", "segments_6", "segments_1", "mean"))
+    steps = tokens.reshape(2, 6, 2, 5).mean(2)
+    torch.testing.assert_close(pooled["segments_2"][0], torch.cat([steps[0, :3].mean(0), steps[0, 3:].mean(0)]))
+    torch.testing.assert_close(pooled["segments_3"][1], steps[1, :3].flatten())
+    half = (steps[1, 0] + 0.5 * steps[1, 1]) / 1.5  # the border of two stretches of three steps halves the second
+    torch.testing.assert_close(pooled["segments_2"][1][:5], half)
+    torch.testing.assert_close(pooled["segments_6"][1][:10], steps[1, :1].expand(2, 5).flatten())  # more than steps
+    torch.testing.assert_close(pooled["segments_1"], pooled["mean"])
+    rng = np.random.default_rng(0)
+    shares = segment_shares(torch.tensor(rng.integers(1, 9, 20)), 8, 5)
+    torch.testing.assert_close(shares.sum(2), torch.ones(20, 5))
+    with pytest.raises(SettingsError, match="segments_1 to"):
+        check_poolings(("mean", "segments_0"))
+
+
+def test_tokens_are_kept_as_they_are_and_pool_to_the_mean(index, encoder, tmp_path):
+    table = extract(encoder, index, range(6), windows=2, cache=tmp_path, tokens=("audio_2", "video_2"))
+    tokens, real = table.blocks["audio_2/tokens"], table.blocks["audio_2/real"]
+    assert tokens.dtype == np.float16 and tokens.shape == (5, 2 * 4 * 8, 16) and real.dtype == np.bool_
+    assert isinstance(tokens, np.memmap), "read from the disk as it is needed"
+    assert real.sum(1).tolist() == [64, 64, 64, 64, 24]  # the short clip has one view, three of four steps hold sound
+    means = (tokens.astype(np.float32) * real[..., None]).sum(1) / real.sum(1, keepdims=True)
+    full = np.array([0, 1, 2, 3, 4])
+    np.testing.assert_allclose(means[full], table.blocks["audio_2/mean"][full], atol=3e-3)
+    assert not tokens[4, 32:].any() and not real[4, 32:].any()
+    assert table.take("video_2/tokens", np.array([3, 5])).shape == (2, 2 * 2 * 4, 16)
+    gib = check_tokens(encoder, index, range(6), 2, ("audio_2", "video_2", "fusion_audio"), 1)
+    assert gib == pytest.approx(2 * 2 * 16 * (5 * 32 + 5 * 8 + 4 * 32) / 2**30)
+    with pytest.raises(SettingsError, match=r"tokens of audio_2 for 6 clips take 0.00 GiB, more than the limit"):
+        extract(encoder, index, range(6), windows=2, tokens=("audio_2",), token_limit=1e-6)
+
+
+def test_ranks_share_the_work_and_give_the_bytes_of_one(index, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PART", 2)
+    how = {"windows": 2, "batch_size": 2, "tokens": ("audio_1",)}
+    alone = extract(encoder, index, range(6), **how, cache=tmp_path / "one")
+    calls = []
+    real = features_module.average_views
+    monkeypatch.setattr(features_module, "average_views", lambda *a, **k: calls.append(a[2]) or real(*a, **k))
+    threads = ThreadPoolExecutor(2)
+    jobs = [
+        threads.submit(extract, encoder, index, range(6), **how, cache=tmp_path / "two", rank=r, world_size=2)
+        for r in (0, 1)
+    ]
+    shared = [job.result() for job in jobs]
+    assert {tuple(call) for call in calls} == {(0, 1), (2, 3), (4, 5)}
+    memory = extract(encoder, index, range(6), **how)
+    for table in (*shared, memory):
+        assert set(table.blocks) == set(alone.blocks) and table.ids == alone.ids and table.unread == alone.unread
+        assert all((table.has[stream] == alone.has[stream]).all() for stream in alone.has)
+        for name in alone.blocks:
+            np.testing.assert_array_equal(table.blocks[name], alone.blocks[name], err_msg=name)
+    one, two = ([p.read_bytes() for p in sorted((tmp_path / f).rglob("part-*"))] for f in ("one", "two"))
+    assert one == two and len(one) == 3
+    np.testing.assert_array_equal(
+        alone.take("audio_1/mean", np.array([5, 0, 2])), alone.blocks["audio_1/mean"][[4, 0, 2]]
+    )
+
+
+def test_turns_start_apart_and_leave_nothing_out():
+    for parts, world in ((1, 1), (7, 3), (2, 4)):
+        orders = [list(store.turns(parts, rank, world)) for rank in range(world)]
+        assert all(sorted(order) == list(range(parts)) for order in orders)
+    assert [next(store.turns(7, rank, 3)) for rank in range(3)] == [0, 1, 2]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from affekt.finetune import feature_store as store
+
+store.PART = 10
+
+def compute(places):
+    with open(sys.argv[2], "a") as log:
+        log.write(f"{places[0]}\\n")
+    time.sleep(0.02)
+    return {"has/audio": np.ones(len(places), bool), "audio_1/mean": np.outer(places, np.ones(9)).astype("f4")}, {}
+
+store.compute_parts(Path(sys.argv[1]), {"format": store.FORMAT, "made_by": "x"}, 200, compute)
+"""
+
+
+def test_killed_extraction_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    seed = random.SystemRandom().randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    log, folder = tmp_path / "log", tmp_path / "features"
+    command = [sys.executable, "-c", KILLED, str(folder), str(log)]
+    for _ in range(3):
+        before = len(log.read_text().split()) if log.exists() else 0
+        process = subprocess.Popen(command)
+        while process.poll() is None and not (log.exists() and len(log.read_text().split()) > before):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.15))
+        process.kill()
+        process.wait()
+    assert len(list(folder.glob("part-*"))) < 20
+    subprocess.run(command, check=True)
+    computed = [int(line) for line in log.read_text().split()]
+    assert set(computed) == set(range(0, 200, 10)) and len(computed) <= 20 + 3, "each kill costs one part at most"
+    identity = {"format": store.FORMAT, "made_by": "x"}
+    for number, path in enumerate(sorted(folder.glob("part-*"))):
+        arrays, _ = store.read_part(path, identity)
+        np.testing.assert_array_equal(arrays["audio_1/mean"][:, 0], range(10 * number, 10 * number + 10))
+    assert store.read_part(path, identity | {"made_by": "y"}) is None
 
 
 def test_statistics_of_sound_leave_padding_out():

@@ -140,7 +140,9 @@ def test_every_declared_dependency_is_pinned_inside_its_range():
 
 
 def test_what_is_imported_is_declared(repository_files):
-    names = {canonicalize_name(requirement.name) for requirement in declared("test", "export", "text", "wandb")}
+    names = {
+        canonicalize_name(requirement.name) for requirement in declared("test", "export", "text", "wandb", "opensmile")
+    }
     distributions = packages_distributions()
     complaints = []
     for path in repository_files(".py"):

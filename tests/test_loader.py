@@ -280,15 +280,15 @@ def test_a_worker_that_hangs_is_an_error_not_a_hang(tmp_path):
     """As in a read from a network disk that is gone."""
     (tmp_path / "run.py").write_text("""
 import time
-from affekt.data import loader
+from affekt.data import ahead
 from affekt.data.errors import DataError
 class Hangs:
     def __getitem__(self, number):
         time.sleep(10**6)
 if __name__ == "__main__":
-    loader.WAIT_SECONDS = 3
+    ahead.WAIT_SECONDS = 3
     try:
-        next(loader._load(Hangs(), range(5), workers=1))
+        next(ahead.load(Hangs(), range(5), workers=1))
     except DataError as error:
         print(error)
 """)

@@ -1,12 +1,33 @@
-"""Scores against their obvious versions and scikit-learn; intervals against a loop and against known coverage."""
+"""Scores of confusion matrices against their obvious versions and scikit-learn; intervals against a loop and against
+known coverage."""
 
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
 from affekt.data.errors import SettingsError
-from affekt.finetune.metrics.confusion import confusion_matrix, macro_f1, uar, war
-from affekt.finetune.metrics.intervals import bootstrap_interval, resample_weights, resampling_unit
+from affekt.finetune.metrics.confusion import (
+    confusion_matrices,
+    confusion_matrix,
+    macro_f1,
+    masked_argmax,
+    micro_f1,
+    present_macro_f1,
+    uar,
+    war,
+    weighted_f1,
+)
+from affekt.finetune.metrics.intervals import (
+    bootstrap_interval,
+    by_rows,
+    intervals,
+    resample_weights,
+    resampled,
+    resampling_unit,
+    two_sided_p,
+)
+
+EXACT = {"rel": 0, "abs": 1e-12}
 
 
 def slow_uar(truth, prediction):
@@ -40,13 +61,23 @@ def test_scores_equal_the_slow_versions_and_sklearn():
         np.testing.assert_array_equal(
             matrix, sklearn_metrics.confusion_matrix(truth, prediction, labels=range(classes))
         )
-        assert uar(matrix) == pytest.approx(slow_uar(truth, prediction))
-        assert uar(matrix) == pytest.approx(sklearn_metrics.balanced_accuracy_score(truth, prediction))
-        assert war(matrix) == pytest.approx(slow_war(truth, prediction))
-        assert macro_f1(matrix) == pytest.approx(slow_f1(truth, prediction))
-        assert macro_f1(matrix) == pytest.approx(
-            sklearn_metrics.f1_score(truth, prediction, average="macro", zero_division=0)
-        )
+        assert uar(matrix) == pytest.approx(slow_uar(truth, prediction), **EXACT)
+        assert uar(matrix) == pytest.approx(sklearn_metrics.balanced_accuracy_score(truth, prediction), **EXACT)
+        assert war(matrix) == pytest.approx(slow_war(truth, prediction), **EXACT)
+        assert macro_f1(matrix) == pytest.approx(slow_f1(truth, prediction), **EXACT)
+        for ours, average, labels in (
+            (macro_f1, "macro", None),
+            (weighted_f1, "weighted", None),
+            (micro_f1, "micro", None),
+            (present_macro_f1, "macro", np.unique(truth)),
+        ):
+            theirs = sklearn_metrics.f1_score(truth, prediction, average=average, labels=labels, zero_division=0)
+            assert ours(matrix) == pytest.approx(theirs, **EXACT), average
+        weights = rng.integers(0, 4, (3, clips)) + (np.arange(clips) == 0)
+        for row, stack in zip(weights, confusion_matrices(truth, prediction, classes, weights)):
+            np.testing.assert_array_equal(
+                stack, confusion_matrix(np.repeat(truth, row), np.repeat(prediction, row), classes)
+            )
 
 
 def test_class_absent_from_the_truth_has_no_recall_but_costs_f1():
@@ -58,8 +89,21 @@ def test_class_absent_from_the_truth_has_no_recall_but_costs_f1():
 def test_a_stack_of_matrices_is_scored_like_each_alone():
     rng = np.random.default_rng(3)
     stack = rng.integers(0, 9, (5, 4, 4))
-    for score in (uar, war, macro_f1):
+    for score in (uar, war, macro_f1, weighted_f1, micro_f1, present_macro_f1):
         np.testing.assert_allclose(score(stack), [score(matrix) for matrix in stack])
+
+
+def test_where_the_truth_lacks_classes_their_prediction_is_an_error_or_masked_away():
+    truth = np.array([0, 0, 2, 2])
+    logits = np.array([[2.0, 3, 1], [2, 1, 1], [0, 9, 1], [1, 0, 5]])  # says 1, 0, 1, 2; class 1 is not there
+    matrix = confusion_matrix(truth, logits.argmax(1), 3)
+    assert uar(matrix) == 0.5
+    assert present_macro_f1(matrix) == pytest.approx((2 / 3 + 2 / 3) / 2, **EXACT)
+    assert macro_f1(matrix) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3, **EXACT)
+    present = np.array([True, False, True])
+    assert masked_argmax(logits, present).tolist() == [0, 0, 2, 2]
+    with pytest.raises(SettingsError, match="no class is present"):
+        masked_argmax(logits, np.zeros(3, bool))
 
 
 @pytest.mark.parametrize(
@@ -133,3 +177,23 @@ def test_paired_difference_and_mean_over_seeds():
 def test_as_many_groups_as_clips():
     with pytest.raises(SettingsError, match="2 groups for 3 clips"):
         bootstrap_interval(war, np.array([0, 1, 1]), np.array([0, 1, 1]), ["a", "b"])
+
+
+def test_any_score_can_be_resampled_and_those_of_one_call_share_their_resamples():
+    rng = np.random.default_rng(4)
+    values, groups = rng.normal(size=30), [f"s{i % 12}" for i in range(30)]
+    scores = {"mean": lambda w: w @ values / w.sum(1), "rows": by_rows(lambda rows: values[rows].mean())}
+    found = resampled(scores, 30, groups, n=300, seed=2)
+    np.testing.assert_allclose(found["mean"], found["rows"], atol=1e-12)
+    both = intervals(scores, 30, groups, n=300, seed=2, cluster="session")
+    assert both["mean"].low == pytest.approx(both["rows"].low) and both["mean"].unit == "sessions"
+    with pytest.raises(SettingsError, match="odd is no number in 300 of 300"):
+        resampled({"odd": lambda w: np.full(len(w), np.nan)}, 30, groups, n=300)
+    with pytest.raises(SettingsError, match="0 resamples"):
+        resampled(scores, 30, groups, n=0)
+
+
+def test_p_is_two_sided_and_never_0():
+    assert two_sided_p(np.full(999, 0.2)) == two_sided_p(np.full(999, -0.2)) == pytest.approx(2 / 1000)
+    assert two_sided_p(np.r_[np.full(24, -1.0), np.full(975, 1.0)]) == pytest.approx(0.05)
+    assert two_sided_p(np.zeros(999)) == two_sided_p(np.array([-1.0, 1.0])) == 1

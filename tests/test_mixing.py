@@ -143,13 +143,6 @@ def test_short_sounds_keep_their_length_and_their_share(settings):
         assert abs(of_sound - (1 - how.share[row].item())) < 1e-5
 
 
-def test_cutmix_knows_no_ratings():
-    Mixing(mixup=0.2).check(dimensions=True)
-    Mixing(cutmix=1.0).check(dimensions=False)
-    with pytest.raises(SettingsError, match="use mixup alone"):
-        Mixing(cutmix=1.0).check(dimensions=True)
-
-
 def test_dropping_streams_never_takes_both():
     rows = 3000
     has_video, has_audio = torch.arange(rows) % 3 != 1, torch.arange(rows) % 3 != 2

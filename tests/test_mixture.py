@@ -331,3 +331,37 @@ def test_corpora_prepared_otherwise_are_refused(tmp_path, encode_clip):
     indices = [ShardIndex.open(tmp_path / name) for name in "aa"]
     with pytest.raises(SettingsError, match="need a name each"):
         load([Corpus(index, [0]) for index in indices], global_batch=1)
+
+
+def test_strata_are_met_equally_often_whoever_reads_them(tiny_shards):
+    """Ten clips of one class, three of another, one of a third: each class is a third of every epoch; its clips come in
+    turn, and each time with draws of their own."""
+    index = tiny_shards(14, streams="audio", seconds=1.4, size=16, shards=3)
+    strata = [range(10), range(10, 13), range(13, 14), []]
+    corpus = Corpus(index, range(14), strata=strata)
+    arguments = {"global_batch": 6, "total_steps": 10, "seed": 3}
+    steps = list(train_loader([corpus], WINDOW, **arguments))
+    ids = [[int(clip[4:]) for clip in batch.ids] for batch in steps]
+    for step in ids:
+        assert np.bincount(np.digitize(step, (10, 13)), minlength=3).tolist() == [2, 2, 2]
+    flat = [clip for step in ids for clip in step]
+    first = [clip for clip in flat if clip < 10]
+    assert sorted(first[:10]) == sorted(first[10:20]) == list(range(10)) and first[:10] != first[10:20]
+    keys = [key for batch in steps for clip, key in zip(batch.ids, batch.keys.tolist()) if clip == "clip0013"]
+    assert len(keys) == 20 == len(set(keys))
+    assert train_loader([corpus], WINDOW, **arguments).shares == [12]  # of an epoch: 14 clips, cut to whole batches
+    ranks = [list(train_loader([corpus], WINDOW, rank=r, world_size=2, start_step=4, **arguments)) for r in (0, 1)]
+    assert [a.ids + b.ids for a, b in zip(*ranks)] == [batch.ids for batch in steps[4:]]
+
+
+def test_strata_share_the_weight_of_their_corpus(tiny_shards):
+    one, two = (tiny_shards(12, streams="audio", seconds=1.4 + i, size=16, shards=1) for i in (0, 1))
+    halves = [range(9), range(9, 12)]
+    for weights, expected in (((None, None), [12, 12]), ((1, 3), [6, 18])):
+        corpora = [Corpus(one, range(12), weights[0], "one", halves), Corpus(two, range(12), weights[1], "two")]
+        loader = train_loader(corpora, WINDOW, global_batch=24, total_steps=1)
+        assert loader.shares == expected
+        ids = next(iter(loader)).ids
+        assert Counter(name.partition("/")[0] for name in ids) == {"one": expected[0], "two": expected[1]}
+        of_one = [int(name[8:]) for name in ids if name.startswith("one/")]
+        assert sum(clip >= 9 for clip in of_one) == expected[0] // 2

@@ -4,6 +4,7 @@ They see the same windows of the same clips as an encoder does, through its prep
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from affekt.data.decode import FRAME_LENGTH, FRAME_SHIFT, Window
 from affekt.data.loader import Batch
 from affekt.data.shards import ShardIndex
 from affekt.data.transforms import log_mel
-from affekt.finetune.features import FeatureTable, average_views
+from affekt.finetune.features import FeatureTable, kept_views
 
 MEL_BINS = 128
 # Coarse grids of the picture: enough to tell brow, eyes and mouth of a face crop apart.
@@ -28,8 +29,11 @@ def statistics(
     *,
     windows: int,
     streams: str = "both",
+    cache: Path | None = None,
     batch_size: int = 16,
     workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
     on_batch: Callable[[int], None] | None = None,
 ) -> FeatureTable:
     """Plain statistics of each clip as feature blocks, so that the probe treats them as it treats an encoder.
@@ -47,19 +51,20 @@ def statistics(
             blocks |= pixel_statistics(batch.video)
         return blocks
 
-    table = average_views(
+    how = {"windows": windows, "streams": streams, "batch_size": batch_size, "workers": workers}
+    return kept_views(
         compute,
         index,
         positions,
         window,
-        windows=windows,
-        streams=streams,
-        batch_size=batch_size,
-        workers=workers,
+        made_by=f"statistics 1: {MEL_BINS} bands, grids {GRIDS}",
+        policy={"windows": windows, "streams": streams, "window": window.model_dump()},
+        cache=cache,
+        rank=rank,
+        world_size=world_size,
+        how=how,
         on_batch=on_batch,
     )
-    table.require_finite()
-    return table
 
 
 def mel_statistics(waveform: Tensor, valid: Tensor) -> dict[str, Tensor]:

@@ -5,14 +5,17 @@ Rotating the features into that span is therefore exact, and a fit costs by the 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from affekt.finetune.probes.targets import Targets
+
 # Directions in which the training rows extend less than this share of their largest extent are rounding, not features.
 NEGLIGIBLE = 1e-6
+ABSENT = -100.0
 
 
 def standardise(train: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -69,9 +72,23 @@ class Path:
             self.model.fit(self.features, self.labels)
         return self
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """Class indices `(n,)` for rows in the coordinates of the training rows."""
-        return self.model.predict(features if features.shape[1] else np.zeros((len(features), 1)))
+    def answers(self, features: np.ndarray, num_classes: int) -> np.ndarray:
+        """Log-probabilities `(n, num_classes)` for rows in the coordinates of the training rows.
+
+        A class that no training row has gets `ABSENT`, below what any other can have."""
+        features = features if features.shape[1] else np.zeros((len(features), 1))
+        answers = np.full((len(features), num_classes), ABSENT)
+        answers[:, self.model.classes_] = np.maximum(self.model.predict_log_proba(features), ABSENT + 1)
+        return answers
+
+
+def logistic(
+    train: np.ndarray, targets: Targets, other: np.ndarray, penalties: Sequence[float]
+) -> Iterator[np.ndarray]:
+    """Answers `(m, K)` of a `Path` for the rows `other`, one array per penalty, the strongest first."""
+    path = Path(train, targets.labels)
+    for penalty in penalties:
+        yield path.fit(penalty).answers(other, targets.values.shape[1])
 
 
 def strongest_first(penalties: Sequence[float]) -> list[float]:

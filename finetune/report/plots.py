@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from affekt.finetune.probes.results import STREAM_NAMES, percent, row_name
+from affekt.finetune.probes.results import STREAM_NAMES, main_rows, percent, row_name
 
 
 def dot_plot(results: dict[str, Any]) -> str:
-    """UAR of every row with its interval, one group per stream, and a dotted line at chance."""
+    """UAR of the first head's rows with their intervals, one group per stream, and a dotted line at chance."""
     parts = []
     chance = 100 * results["chance"]
     for stream in dict.fromkeys(row["stream"] for row in results["rows"]):
         parts.append(f'<div class="group">{STREAM_NAMES[stream]}</div>')
-        for row in (r for r in results["rows"] if r["stream"] == stream):
+        for row in (r for r in main_rows(results) if r["stream"] == stream):
             score = row["test"]["uar"]
             value, low, high = (100 * score[key] for key in ("value", "low", "high"))
             colour = f"var(--{row['features']})"

@@ -11,7 +11,7 @@ from affekt.data.charts import Line, line_chart
 from affekt.data.files import write_text
 from affekt.data.page import card, grid, page, section, table
 from affekt.data.shards import ShardIndex
-from affekt.finetune.probes.results import STREAM_NAMES, find_row, percent, row_name
+from affekt.finetune.probes.results import HEAD_NAMES, STREAM_NAMES, find_row, percent, row_name
 from affekt.finetune.report.gallery import gallery
 from affekt.finetune.report.plots import confusion, dot_plot, key
 from affekt.pretrain.curves import LEARNING, curve_cards, picture_cards
@@ -135,7 +135,7 @@ def _both_sentence(results: dict[str, Any]) -> str:
 
 
 def _confusions(results: dict[str, Any]) -> str:
-    rows = [r for r in results["rows"] if r["features"] == "pretrained" and r["kind"] == "chosen"]
+    rows = [r for r in results["rows"] if r["features"] == "pretrained" and r["main"]]
     cards = [card(confusion(row["confusion"], results["classes"]), title=STREAM_NAMES[row["stream"]]) for row in rows]
     note = (
         '<p class="soft">Pre-trained encoder. Rows are the truth, columns the answer, figures percent of the row.</p>'
@@ -165,10 +165,12 @@ def _depth(results: dict[str, Any]) -> str:
         for features, name in (("pretrained", "Pre-trained"), ("random", "Random")):
             by_seed: dict[int, dict[int, float]] = {}
             for trial in results["trials"]:
-                if (trial["features"], trial["stream"]) == (features, stream):
+                first = find_row(results, features, stream)["head"]
+                of = (trial["features"], trial["stream"], trial["head"])
+                if of == (features, stream, first) and len(trial["blocks"]) == 1:
                     layer = int(trial["blocks"][0].split("/")[0].split("_")[1])
                     best = by_seed.setdefault(trial["seed"], {})
-                    best[layer] = max(best.get(layer, 0.0), *trial["dev_uar"])
+                    best[layer] = max(best.get(layer, 0.0), *trial["dev_scores"])
             if by_seed:
                 layers = sorted(by_seed[0])
                 scores = 100 * np.array([[best[layer] for layer in layers] for best in by_seed.values()])
@@ -189,18 +191,24 @@ def _choices(results: dict[str, Any]) -> str:
     for row in results["rows"]:
         for choice in row["choices"]:
             blocks = " + ".join(block.replace("_statistics", "") for block in choice["blocks"])
-            scores = [f"{100 * choice[name]:.1f}" for name in ("dev_uar", "test_uar")]
+            scores = [f"{100 * choice[name]:.1f}" for name in ("dev", "test")]
             rows.append(
                 [
                     key(row) + escape(row_name(row)),
                     STREAM_NAMES[row["stream"]],
                     escape(blocks),
-                    f"{choice['penalty']:g}",
+                    HEAD_NAMES.get(row["head"], ""),
+                    escape(option_text(choice["option"])),
                     *scores,
                 ]
             )
-    head = ["Features", "Stream", "Chosen on development clips", "Penalty", "Dev UAR", "Test UAR"]
+    head = ["Features", "Stream", "Chosen on development clips", "Head", "Option", "Dev UAR", "Test UAR"]
     return f"<details><summary>Every choice that was made</summary>{table(head, rows, numbers=3)}</details>"
+
+
+def option_text(option: Any) -> str:
+    """A penalty, a number of epochs, or the k and the temperature of neighbours."""
+    return " at ".join(f"{part:g}" for part in option) if isinstance(option, list | tuple) else str(option)
 
 
 def _clips(results: dict[str, Any]) -> str:
@@ -262,8 +270,8 @@ def _settings(results: dict[str, Any]) -> str:
 
 
 def _difference(results: dict[str, Any], of: tuple[str, str], minus: tuple[str, str]) -> dict[str, Any] | None:
-    found = (d for d in results["differences"] if tuple(d["of"]) == of and tuple(d["minus"]) == minus)
-    return next((d["uar"] for d in found), None)
+    names = "_".join(of), "_".join(minus)
+    return next((d["estimate"] for d in results["differences"] if (d["of"], d["minus"]) == names), None)
 
 
 def _transductive(results: dict[str, Any]) -> bool:

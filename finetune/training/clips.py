@@ -44,21 +44,25 @@ class Clips:
     classes: list[str]
     dimensions: dict[str, tuple[float, float]]
 
-    def corpora(self, with_dev: bool = False) -> list[Corpus]:
-        """What is trained on, for the loader."""
-        alone = len(self.parts) == 1
-        return [
-            Corpus(
-                p.index, np.array(sorted(p.train + p.dev if with_dev else p.train)), p.weight, "" if alone else p.name
-            )
-            for p in self.parts
-        ]
+    def corpora(self, with_dev: bool = False, balance: bool = False) -> list[Corpus]:
+        """What is trained on, for the loader; with `balance` the classes of each corpus in equal shares."""
+        corpora = []
+        for part in self.parts:
+            positions = np.array(sorted(part.train + part.dev if with_dev else part.train))
+            labels = part.targets.label[positions]
+            strata = [positions[labels == k] for k in np.unique(labels)] if balance else None
+            name = "" if len(self.parts) == 1 else part.name
+            corpora.append(Corpus(part.index, positions, part.weight, name, strata))
+        return corpora
 
 
 def open_clips(settings: FinetuneSettings, streams: Streams) -> Clips:
     """Open the shards, choose the sides and make the targets. Raises SettingsError where sides share a group or a
     source file, a part is empty, or a class is judged that nothing teaches; DataError for labels that are none."""
     parts = [_open_part(corpus, streams) for corpus in settings.data.parts]
+    for part in parts if settings.train.choose_on == "test" else ():
+        if part.judged:
+            part.train, part.dev = sorted(part.train + part.dev), part.test
     check_together([Corpus(p.index, p.train, None, p.name) for p in parts])
     _check_sources(parts)
     classes = sorted({name for p in parts for name in p.targets.classes})

@@ -22,6 +22,7 @@ from affekt.data.mixture import example
 from affekt.data.transforms import Inputs
 from affekt.finetune.classifier import Classifier
 from affekt.finetune.finetuned import Finetuned
+from affekt.finetune.training.adapting import merge_lora
 from affekt.finetune.training.choice import score_to_choose_by
 from affekt.finetune.training.clips import Clips, Part, Table
 from affekt.finetune.training.ema import Ema
@@ -67,7 +68,8 @@ class Run:
     @property
     def how_to_judge(self) -> dict[str, Any]:
         train, workers = self.settings.train, self.settings.data.workers
-        return {"windows": train.windows, "batch_size": train.eval_batch, "workers": workers}
+        how = {"windows": train.windows, "speech": train.speech, "batch_size": train.eval_batch}
+        return {**how, "workers": workers}
 
     def tell(self, seed: int, refit: bool, steps: int, done: int) -> None:
         """How far the fit of a seed is, which would have so many steps, among all of them."""
@@ -85,7 +87,7 @@ class Run:
             "title": settings.title,
             "part": part,
             "task": settings.task,
-            "selected": "dev",
+            "selected": settings.train.choose_on,
             "streams": self.streams,
             "transductive": settings.transductive,
         }
@@ -121,7 +123,7 @@ def fit(run: Run, seed: int, refit_to: int | None) -> Fitted:
     settings, train, clips = run.settings, run.settings.train, run.clips
     refit = refit_to is not None
     folder = Path(settings.out) / f"seed-{seed}" / ("refit" if refit else "choice")
-    corpora = clips.corpora(with_dev=refit)
+    corpora = clips.corpora(with_dev=refit, balance=settings.data.balance)
     outputs = len(clips.classes) + len(clips.dimensions)
     network = create_network(settings, outputs, example(corpora).header["prepare"], seed).to(run.device)
     optimizer = create_optimizer(network, settings.optim)
@@ -193,8 +195,8 @@ def fit(run: Run, seed: int, refit_to: int | None) -> Fitted:
                 break
             run.watchdog.beat(step, "step")
             losses: dict[str, Tensor] = {}
-            for inputs, rows, counts in in_parts(run, batch, network, seed, step):
-                of_part = loss(engine(inputs), rows, counts)
+            for inputs, keys, rows, counts in in_parts(run, batch, network, seed, step):
+                of_part = loss_of_part(run, engine, loss, inputs, keys, rows, counts)
                 engine.backward(of_part["loss"])
                 losses = {k: v.detach() / train.accumulate + losses.get(k, 0.0) for k, v in of_part.items()}
             lr = lr_at(step, total, settings.optim, train.global_batch)
@@ -247,9 +249,9 @@ def fit(run: Run, seed: int, refit_to: int | None) -> Fitted:
 
 def in_parts(
     run: Run, batch: Batch, network: Classifier, seed: int, step: int
-) -> Iterator[tuple[Inputs, Table, Tensor]]:
-    """What the network takes and what is known of it, in `train.accumulate` parts; torch's generator stands at the
-    part's own seed, for drop path and dropout."""
+) -> Iterator[tuple[Inputs, list[int], Table, Tensor]]:
+    """What the network takes, the keys of its views and what is known of them, in `train.accumulate` parts; torch's
+    generator stands at the part's own seed, for drop path and dropout."""
     parts, preprocess = run.settings.train.accumulate, network.encoder.preprocess
     counts = count(run.table.of(batch.clip).to(run.device), parts)
     for number, part in enumerate(batch.parts(parts)):
@@ -258,7 +260,18 @@ def in_parts(
         if mixed:
             rows = replace(rows, target=mixed.targets(rows.target), ratings=mixed.targets(rows.ratings))
         torch.manual_seed(step_seed(seed, step, run.rank, number))
-        yield inputs, rows, counts
+        yield inputs, part.keys.tolist(), rows, counts
+
+
+def loss_of_part(
+    run: Run, engine: Engine, loss: Loss, inputs: Inputs, keys: list[int], rows: Table, counts: Tensor
+) -> dict[str, Tensor]:
+    """By the clips as they are, and where asked for by incomplete views of them."""
+    distilling, tubelet = run.settings.distilling, engine.deepspeed.module.encoder.settings.tubelet_size
+    if not distilling.on:
+        return loss(engine(inputs), rows, counts)
+    how = {"classes": len(run.clips.classes), "known": rows.known, "multi": run.settings.multi, "tubelet": tubelet}
+    return distilling.losses(engine, partial(loss, rows=rows, counts=counts), inputs, keys, **how)
 
 
 def make_loss(run: Run, refit: bool) -> Loss:
@@ -292,10 +305,10 @@ def look_at(run: Run, network: Classifier, step: int) -> float:
 def chosen(run: Run, network: Classifier, folder: Path, history: list[dict[str, float]], last_epoch: int) -> Fitted:
     """The network with the weights of the best look, or as it stands where none was asked for."""
     if not history:
-        return Fitted(network.eval(), last_epoch, None)
+        return Fitted(merge_lora(network).eval(), last_epoch, None)
     best = _best(history)
     network.load_state_dict(load_file(folder / "best.safetensors", device=str(run.device)))
-    return Fitted(network.eval(), int(best["epoch"]), best["score"])
+    return Fitted(merge_lora(network).eval(), int(best["epoch"]), best["score"])
 
 
 def write_weights(network: Classifier, path: Path) -> None:

@@ -74,6 +74,7 @@ def get_ready(settings, rank, ranks, device, leave, watchdog, progress) -> Run: 
             f"{train.accumulate}"
         )
     streams = streams_of(settings)
+    settings.varied.check(streams, settings.data.augment)
     clips = open_clips(settings, streams)
     seen = seen_before(settings)
     return Run(
@@ -125,9 +126,10 @@ def finetune_seed(run: Run, seed: int) -> None:
     """Fit, choose, fit again where asked, and score the test clips once; the predictions are what is left."""
     settings = run.settings
     chosen = fit(run, seed, refit_to=None)
-    for part, path in zip(judged_parts(run), prediction_files(run, seed, "dev")):
+    has_dev = settings.train.choose_on == "dev"  # or else nothing is left to fit a temperature on
+    for part, path in zip(judged_parts(run), prediction_files(run, seed, "dev")) if has_dev else ():
         predict(run, chosen, part, part.dev, seed, "dev", path)
-    temperatures = temperatures_of(run, seed) if run.rank == 0 else []
+    temperatures = temperatures_of(run, seed) if run.rank == 0 and has_dev else []
     final = fit(run, seed, refit_to=chosen.epoch) if settings.refit else chosen
     if run.rank == 0:
         whole = Finetuned(
@@ -138,6 +140,7 @@ def finetune_seed(run: Run, seed: int) -> None:
             head=settings.head,
             streams=run.streams,
             temperatures=temperatures,
+            adapter_width=settings.adapting.adapter_width,
         )
         origin = {
             "title": settings.title,

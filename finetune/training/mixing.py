@@ -34,11 +34,6 @@ class Mixing(Settings):
             raise ValueError("share: neither mixup nor cutmix is on, so there is nothing to mix")
         return self
 
-    def check(self, dimensions: bool) -> None:
-        """Raises SettingsError for CutMix of `dimensions`: how much of an arousal lies in a part of the picture?"""
-        if dimensions and self.cutmix:
-            raise SettingsError("cutmix mixes labels by area, which ratings do not follow; use mixup alone")
-
 
 @dataclass(frozen=True)
 class Mixed:

@@ -22,7 +22,7 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
     for part in (part for part in clips.parts if part.judged):
         folder = corpus_folder(settings, part)
         files = {side: [prediction_file(folder, seed, side) for seed in settings.seeds] for side in ("dev", "test")}
-        dev, test = ([Predictions.read(path) for path in files[side]] for side in ("dev", "test"))
+        dev, test = ([Predictions.read(path) for path in files[side] if path.exists()] for side in ("dev", "test"))
         about = test[0].about
         system = describe_system(
             about["name"],
@@ -32,8 +32,8 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
             dev,
             bootstrap=settings.bootstrap,
             transductive=settings.transductive,
-            predictions=[str(path.relative_to(folder)) for path in files["test"]],
         )
+        system.predictions = [str(path.relative_to(folder)) for path in files["test"]]
         results = Results(
             title=settings.title,
             task=settings.task,

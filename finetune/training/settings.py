@@ -11,6 +11,7 @@ from affekt.data.settings import Settings
 from affekt.finetune.classifier import Missing
 from affekt.finetune.splits import Selector
 from affekt.finetune.training.adapting import Adapting
+from affekt.finetune.training.distilling import Distilling
 from affekt.finetune.training.varied import Varied
 from affekt.pretrain.engine import Precision
 from affekt.pretrain.guard import GuardSettings
@@ -71,6 +72,7 @@ class DataSettings(Settings):
     temperature: float = Field(
         1.0, ge=1, description="T of the corpora's shares, n^(1/T) of n clips; 1: as many as there are"
     )
+    balance: bool = Field(False, description="in every epoch each class as often as any other, its clips in turn")
     skip_budget: float = Field(0.01, ge=0, le=1, description="share of clips that may be unreadable; above it: exit 2")
     augment: Augment = Field(Augment(), description="of training views: crop, flip, gain, roll")
     workers: int = Field(1, ge=0)
@@ -149,10 +151,14 @@ class TrainSettings(Settings):
     precision: Precision = Field("auto", description="fp32, bf16, fp16 with a loss scale; auto: bf16 on a GPU")
     zero_stage: int = Field(0, ge=0, le=2, description="over the ranks are spread: 1 the optimiser, 2 also gradients")
     choose: Literal["best", "last"] = Field("best", description="epoch: best on the development clips, or the last")
+    choose_on: Literal["dev", "test"] = Field(
+        "dev", description="clips that decide; test: the test clips, as often published, and results are named so"
+    )
     choose_by: str | None = Field(None, description="a score of the development clips; null: the task's main one")
     evaluate_every: int = Field(1, ge=1, description="epochs between two looks at the development clips")
     patience: int | None = Field(None, ge=1, description="stop after so many looks without a better score; null: never")
     windows: int = Field(2, ge=1, description="evenly spaced views of each clip that is judged; their mean counts")
+    speech: bool = Field(False, description="judge windows around a clip's sound, as data.augment.windows=speech")
     eval_batch: int = Field(32, ge=1, description="views that are judged at once")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; null leaves torch's choice")
     log_every: int = Field(10, ge=1, description="steps")
@@ -191,6 +197,7 @@ class FinetuneSettings(Settings):
     head: HeadSettings = HeadSettings()
     data: DataSettings
     varied: Varied = Varied()
+    distilling: Distilling = Field(Distilling(), description="agreement of views with moments hidden, and without")
     loss: LossSettings = LossSettings()
     optim: FinetuneOptim = FinetuneOptim()
     ema: float = Field(0.0, ge=0, lt=1, description="decay of a running mean of the weights, which is judged; 0: none")
@@ -239,9 +246,17 @@ class FinetuneSettings(Settings):
             raise ValueError(f"optim.min_lr {self.optim.min_lr} is above optim.base_lr {self.optim.base_lr}")
         if self.train.patience and self.train.choose == "last":
             raise ValueError("train.patience ends on a score that train.choose=last does not look at")
+        if self.refit and self.train.choose_on == "test":
+            raise ValueError("refit learns the clips that decide; train.choose_on=test makes those the test clips")
         task, loss = self.task, self.loss
         if task == "dimensions" and (loss.smoothing or loss.balance or loss.penalty):
             raise ValueError("loss.smoothing, balance and penalty are of classes; these labels have none")
+        if task in ("dimensions", "joint") and self.varied.mixing.cutmix:
+            raise ValueError("varied.mixing.cutmix shares labels by area, which ratings do not follow; use mixup alone")
+        if task in ("dimensions", "multi") and self.data.balance:
+            raise ValueError("data.balance is of one class a clip")
+        if self.adapting.on and self.freeze:
+            raise ValueError("freeze: with LoRA or adapters the whole encoder is frozen anyhow; leave it out")
         if self.multi and loss.smoothing:
             raise ValueError("loss.smoothing is of one class a clip; see labels.smoothing for several")
         if task in ("dimensions", "joint") and "ccc" in loss.dimensions and self.train.accumulate > 1:

@@ -27,6 +27,8 @@ class StreamDropout(Settings):
 
 def drop_streams(inputs: Inputs, keys: Sequence[int], settings: StreamDropout) -> Inputs:
     """Clips with both streams lose one of them, as if it had never been there."""
+    if not (settings.video or settings.audio):
+        return inputs
     u = column(uniforms(keys, 1, "stream dropout")[:, 0], inputs.has_video.device, torch.float64)
     both = inputs.has_video & inputs.has_audio
     hide_video = both & (u < settings.video)

@@ -6,7 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from affekt.data.batch import Batch
+from affekt.data.augment import Augment
+from affekt.data.batch import Batch, Streams
+from affekt.data.errors import SettingsError
 from affekt.data.settings import Settings
 from affekt.data.transforms import Inputs, Preprocess
 from affekt.finetune.training.erasing import Erasing
@@ -22,6 +24,22 @@ class Varied(Settings):
     erasing: Erasing = Field(Erasing(), description="a box of noise in the pictures")
     mixing: Mixing = Field(Mixing(), description="Mixup and CutMix, of both streams alike")
     streams: StreamDropout = Field(StreamDropout(), description="whole streams hidden")
+
+    def check(self, streams: Streams, augment: Augment) -> None:
+        """Raises SettingsError for what is varied of a stream that is not used."""
+        of_pictures = {
+            "varied.erasing": self.erasing.share,
+            "data.augment.crop_area": augment.crop_area,
+            "data.augment.rand_augment": augment.rand_augment,
+            "data.augment.flip": augment.flip,
+        }
+        of_sound = {"varied.sound": self.sound != Sound(), "data.augment.roll": augment.roll}
+        idle = [name for name, on in (of_pictures if streams == "audio" else {}).items() if on]
+        idle += [name for name, on in (of_sound if streams == "video" else {}).items() if on]
+        if streams != "both" and self.streams != StreamDropout():
+            idle.append("varied.streams")
+        if idle:
+            raise SettingsError(f"{', '.join(idle)}: of no effect where the streams used are {streams}; leave it out")
 
     def view(
         self, batch: Batch, preprocess: Preprocess, device: torch.device | str, groups: Tensor | None = None
