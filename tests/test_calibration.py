@@ -113,6 +113,11 @@ def test_where_every_development_clip_is_right_no_temperature_is_best():
     assert fit_temperatures(dev).values == [1]
 
 
+def test_where_all_temperatures_are_as_good_it_stays_1():
+    dev = Predictions(["a", "b"], ["x", "y"], logits=np.zeros((2, 2)), label=np.array([0, 1]))
+    assert fit_temperatures(dev).values == [1]
+
+
 def test_against_the_share_of_raters():
     rng = np.random.default_rng(4)
     logits = rng.normal(size=(3000, 4))

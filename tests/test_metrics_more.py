@@ -54,8 +54,12 @@ def test_ccc_of_itself_its_shift_and_its_opposite():
 def test_what_is_constant_agrees_with_nothing(truth, said):
     truth, said = np.array(truth), np.array(said)
     assert dimensions.ccc(truth, said) == dimensions.pcc(truth, said) == 0
-    once = np.eye(len(truth))  # resamples of a single clip
-    assert (dimensions.ccc(truth, said, once) == 0).all() and (dimensions.pcc(truth, said, once) == 0).all()
+
+
+def test_resamples_of_one_value_are_constant_whatever_rounding_says(rng):
+    truth, said = np.repeat(rng.normal(size=(2, 40)), 7, axis=1)  # 40 values, 7 clips of each
+    weights = np.kron(np.eye(40, dtype=int), np.ones(7, int)) * rng.integers(1, 9, (40, 280))
+    assert (dimensions.pcc(truth, said, weights) == 0).all() and (dimensions.ccc(truth, said, weights) == 0).all()
 
 
 def test_distributions_equal_scipy(rng):
@@ -224,6 +228,9 @@ def test_a_held_out_rater_equals_holding_out_each_in_turn(rng):
     found = raters.rater_confusions(counts)
     np.testing.assert_allclose(found.sum(0), confusion, atol=1e-12)
     assert war(found.sum(0)) == pytest.approx(np.trace(confusion) / clips, **EXACT)
+    few = found[counts.sum(1) > 1][:2].sum(0)  # so few clips that a class may have less than one
+    recalls = [few[k, k] / few[k].sum() for k in range(4) if few[k].sum()]
+    assert uar(few) == pytest.approx(np.mean(recalls), **EXACT)
     assert raters.agreement(counts) == pytest.approx(np.mean(pairs), **EXACT)
 
 
