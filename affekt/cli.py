@@ -31,6 +31,7 @@ from affekt.evaluating import LAST, evaluate
 from affekt.finetuning import finetune
 from affekt.launching import launch
 from affekt.planning import plan
+from affekt.predicting import predict
 from affekt.progress import Report, progress, training
 from affekt.retrieving import index, recall, retrieve
 from affekt.watching import compare, runs
@@ -285,6 +286,7 @@ app.command()(index)
 app.command()(retrieve)
 app.command()(recall)
 app.command()(evaluate)
+app.command()(predict)
 
 
 @app.command()
@@ -316,7 +318,8 @@ def probe(
         return
     with progress("features", "windows", quiet=as_json) as report:
         results = measure(settings, report)
-    _show(results, settings.output / "report.html", as_json)
+    if results:  # other ranks than the first have computed features and are done
+        _show(results, settings.output / "report.html", as_json)
 
 
 @app.command()
@@ -346,4 +349,4 @@ def _show(results: dict[str, Any], report: Path, as_json: bool) -> None:
         print(json.dumps(results, ensure_ascii=False))
     else:
         show_table(results, Console())
-        print(f"report: {report}")
+        print(f"report: {report if report.is_file() else report.with_name('results.json')}")

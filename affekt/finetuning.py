@@ -36,4 +36,4 @@ def finetune(
         for name, e in system.scores.items():
             table.add_row(name, f"{e.value:.4f}", f"{e.low:.4f} to {e.high:.4f}", f"{e.clusters} {e.unit}")
     Console().print(table)
-    print(f"results: {settings.out}/results.json")
+    print(f"report: {settings.out}/report.html")

@@ -2,19 +2,24 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from affekt.data.batch import Batch, Row, collate
-from affekt.data.decode import View, window_starts
+from affekt.data.batch import Batch, Row, Streams, collate
+from affekt.data.decode import View, Window, window_starts
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.media.clip import PreparedClip, PrepareSettings
 from affekt.data.media.workers import prepare_clip_safely
+from affekt.finetune.finetuned import is_finetuned
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.export import load_encoder
+
+if TYPE_CHECKING:
+    from affekt.predictor import Predictor
 
 WINDOWS_PER_BATCH = 16
 
@@ -65,7 +70,7 @@ class Model:
     ) -> dict[str, Tensor]:
         """What `compute` gives of each window, by names that begin with the stream, averaged."""
         per_window: dict[str, list[Tensor]] = {}
-        for batch in self._batches(clip, windows):
+        for batch in batches_of(clip, self.encoder.window, windows, self.prepare_settings.size, self.streams):
             for stream, x in compute(batch.to(self.device)).items():
                 per_window.setdefault(stream, []).append(x)
         means = {stream: torch.cat(parts).mean(0) for stream, parts in per_window.items()}
@@ -76,17 +81,18 @@ class Model:
             raise DataError(f"{name}: holds no stream of this encoder, which knows {self.streams}")
         return known
 
-    def _batches(self, clip: PreparedClip, windows: int) -> Iterator[Batch]:
-        window = self.encoder.window
-        rows = [
-            Row(id="clip", view=cut_window(clip, window, start))
-            for start in window_starts(clip.record["duration"], window, windows)
-        ]
-        for at in range(0, len(rows), WINDOWS_PER_BATCH):
-            yield collate(rows[at : at + WINDOWS_PER_BATCH], window, self.prepare_settings.size, self.streams)
+
+def batches_of(clip: PreparedClip, window: Window, windows: int, size: int, streams: Streams) -> Iterator[Batch]:
+    """At most `windows` evenly spaced windows of a clip, in batches; pictures have sides of `size` pixels."""
+    rows = [
+        Row(id="clip", view=cut_window(clip, window, start))
+        for start in window_starts(clip.record["duration"], window, windows)
+    ]
+    for at in range(0, len(rows), WINDOWS_PER_BATCH):
+        yield collate(rows[at : at + WINDOWS_PER_BATCH], window, size, streams)
 
 
-def cut_window(clip: PreparedClip, window, start: float) -> View:
+def cut_window(clip: PreparedClip, window: Window, start: float) -> View:
     """The window from `start` seconds, as `decode_window` cuts it from a shard."""
     first = round(start * window.fps)
     video = audio = None
@@ -102,7 +108,12 @@ def cut_window(clip: PreparedClip, window, start: float) -> View:
     return View(video, audio, valid)
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> Model:
-    """Load a folder written by `affekt export`, or a `.pth` file of the authors of HiCMAE. Raises CheckpointError with
-    the reason when it is refused."""
+def load(folder: str | Path, device: torch.device | str = "cpu") -> "Model | Predictor":
+    """Load a folder written by `affekt export`, or a `.pth` file of the authors of HiCMAE; of one by `affekt finetune`,
+    OUT/seed-N/model, what it returns has `predict` in place of `embed`. Raises CheckpointError with the reason when it
+    is refused."""
+    if is_finetuned(folder):
+        from affekt.predictor import Predictor
+
+        return Predictor(folder, device)
     return Model(load_encoder(folder), device)

@@ -1,9 +1,11 @@
 """Look at a page as its readers do: in a headless browser, light and dark, wide and narrow, on paper.
 
     python -m benchmarks.pages REPORT.html FOLDER
+    python -m benchmarks.pages --example SHARDS FOLDER
 
-writes pictures and a PDF of a page that affekt has made and prints, as a line of JSON, how often the browser complained
-and asked for something elsewhere. `Browser` drives Chromium over two pipes by its DevTools protocol; no port is opened.
+The first writes pictures and a PDF of a page that affekt has made and prints, as a line of JSON, how often the browser
+complained and asked for something elsewhere. The second makes the page first, with made-up results about the clips of
+some shards. `Browser` drives Chromium over two pipes by its DevTools protocol; no port is opened.
 """
 
 import base64
@@ -19,6 +21,9 @@ from pathlib import Path
 from select import select
 from typing import Any
 
+from affekt.data.shards import ShardIndex
+from affekt.finetune.report.results import write_results_report
+from benchmarks.example_results import example
 from benchmarks.report import print_figures
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -164,10 +169,13 @@ def browsing() -> Iterator[Browser]:
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4) or (len(sys.argv) == 4) != (sys.argv[1] == "--example"):
         raise SystemExit(__doc__)
-    report, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    report, folder = Path(sys.argv[-2]), Path(sys.argv[-1])
     folder.mkdir(parents=True, exist_ok=True)
+    if sys.argv[1] == "--example":
+        index = ShardIndex.open(report)
+        report = write_results_report(folder / "report.html", example(index), index)
     with browsing() as browser:
         browser.open(report)
         for name, width, dark in (("light", 1280, False), ("dark", 1280, True), ("narrow", 390, False)):

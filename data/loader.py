@@ -44,17 +44,19 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Iterates over all views, in the order of the indices. A clip that cannot be read is left out and in `skipped`."""
+    """Iterates over all views, in the order of the indices, or over the batches of one rank. A clip that cannot be read
+    is left out and in `skipped`."""
 
-    def __init__(self, batches: "_EvalBatches", workers: int):
+    def __init__(self, batches: "_EvalBatches", workers: int, rank: int = 0, world_size: int = 1):
         self._batches, self._workers = batches, workers
+        self._numbers, self._alone = range(rank, len(batches), world_size), world_size == 1
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._numbers)
 
     def __iter__(self) -> Iterator[Batch]:
         held = None
-        for batch in load_ahead(self._batches, range(len(self)), self._workers):
+        for batch in load_ahead(self._batches, self._numbers, self._workers):
             if held is None or not held.ids:  # a batch of nothing but unreadable clips gives its list to the next one
                 batch.skipped = (held.skipped if held else []) + batch.skipped
                 held = batch
@@ -65,7 +67,7 @@ class EvalLoader:
                 held = batch
         if held is None:
             return
-        if not held.ids:
+        if not held.ids and self._alone:
             raise DataError(f"not one of {len(held.skipped)} views could be read; the first: {held.skipped[0][1]}")
         yield held
 
@@ -126,15 +128,20 @@ def eval_loader(
     workers: int = 0,
     streams: Streams = "both",
     speech: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> EvalLoader:
     """Views of the clips at `indices` (all by default), each at most `windows_per_clip` times, evenly spaced; with
     `speech` among the windows around it (`possible_starts`).
 
-    Nothing is random: whole pictures, sound as it is. `Batch.clip` says which of the indices a row belongs to.
+    Nothing is random: whole pictures, sound as it is. `Batch.clip` says which of the indices a row belongs to. Ranks
+    take the batches in turn, which are the same for any number of them; views of a clip stay in one batch where it
+    holds as many.
     """
     check_window(index, window)
     positions = list(range(len(index.samples)) if indices is None else map(int, indices))
-    return EvalLoader(_EvalBatches(index, window, positions, windows_per_clip, batch_size, streams, speech), workers)
+    batches = _EvalBatches(index, window, positions, windows_per_clip, batch_size, streams, speech)
+    return EvalLoader(batches, workers, rank, world_size)
 
 
 class _Decoded(NamedTuple):
@@ -232,19 +239,22 @@ class _EvalBatches(Dataset):
 
     def __init__(self, index, window, positions, windows_per_clip, batch_size, streams, speech):
         self.index, self.window, self.positions, self.streams = index, window, positions, streams
-        self.windows_per_clip, self.batch_size, self.speech = windows_per_clip, batch_size, speech
-        self.views = [
-            (clip, number)
-            for clip, position in enumerate(positions)
-            for number, _ in enumerate(window_starts(float(index.samples.duration[position]), window, windows_per_clip))
-        ]
+        self.windows_per_clip, self.speech = windows_per_clip, speech
+        self.views: list[list[tuple[int, int]]] = []  # of each batch: clips, and which windows of them
+        for clip, position in enumerate(positions):
+            count = len(window_starts(float(index.samples.duration[position]), window, windows_per_clip))
+            views = [(clip, number) for number in range(count)]
+            if self.views and len(self.views[-1]) + count <= batch_size:
+                self.views[-1] += views
+            else:
+                self.views += [views[at : at + batch_size] for at in range(0, count, batch_size)]
 
     def __len__(self) -> int:
-        return -(-len(self.views) // self.batch_size)
+        return len(self.views)
 
     def __getitem__(self, number: int) -> Batch:
         rows, clips, skipped = [], [], []
-        for clip, which in self.views[number * self.batch_size : (number + 1) * self.batch_size]:
+        for clip, which in self.views[number]:
             sample = self.index.samples[self.positions[clip]]
             try:
                 sound = whole_sound(self.index, sample) if self.speech else None
@@ -262,8 +272,7 @@ class _EvalBatches(Dataset):
         return batch
 
     def shards(self, number: int) -> list[int]:
-        views = self.views[number * self.batch_size : (number + 1) * self.batch_size]
-        return [int(self.index.samples.shard[self.positions[clip]]) for clip, _ in views]
+        return [int(self.index.samples.shard[self.positions[clip]]) for clip, _ in self.views[number]]
 
     @property
     def indices(self) -> list[ShardIndex]:

@@ -74,8 +74,7 @@ td.wrap { white-space: normal; min-width: 200px; }
 .dots .group { grid-column: 1 / -1; font-weight: 650; margin-top: 16px; }
 .dots .group:first-child { margin-top: 0; }
 .dots .track { position: relative; height: 26px; background:
-  repeating-linear-gradient(to right, var(--line) 0 1px, transparent 1px var(--step, 20%));
-  border-right: 1px solid var(--line); }
+  repeating-linear-gradient(to right, var(--line) 0 1px, transparent 1px 20%); border-right: 1px solid var(--line); }
 .dots .chance { position: absolute; top: 0; bottom: 0; width: 0; border-left: 2px dotted var(--soft); }
 .dots .bar { position: absolute; top: 11px; height: 4px; border-radius: 2px; opacity: .45; }
 .dots .dot { position: absolute; top: 6px; width: 14px; height: 14px; margin-left: -7px; border-radius: 50%;

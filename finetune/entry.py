@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,15 @@ class FineTuning:
 
     def identity(self) -> dict[str, Any]:
         values = {key: value for key, value in self.settings.model_dump(mode="json").items() if key not in OF_THE_FOLD}
-        encoder = Path(self.settings.encoder) if self.settings.encoder else None
-        weights = encoder / "model.safetensors" if encoder and encoder.is_dir() else encoder
-        return {"finetune": values, "weights": hash_file(weights) if weights and weights.exists() else None}
+        return {"finetune": values, "weights": self.weights}
+
+    @cached_property
+    def weights(self) -> str | None:
+        """The hash of the file that training starts from."""
+        if not self.settings.encoder:
+            return None
+        encoder = Path(self.settings.encoder)
+        return hash_file(encoder / "model.safetensors" if encoder.is_dir() else encoder)
 
     def judge(self, part: Part, seed: int, folder: Path, progress: Report | None = None) -> Outcome:
         settings = fold_settings(self.settings, part, seed, folder)
@@ -110,7 +117,9 @@ def fold_settings(settings: FinetuneSettings, part: Part, seed: int, folder: Pat
     rules, row = part.rules, part.index.samples.row
     fold = {side: {"id": [row(p)["id"] for p in getattr(part.fold, side)]} for side in ("train", "dev", "test")}
     corpora = list(settings.data.parts)
-    own = [i for i, corpus in enumerate(corpora) if Path(corpus.shards) == Path(str(part.index.root))]
+    own = [
+        i for i, corpus in enumerate(corpora) if Path(corpus.shards).resolve() == Path(str(part.index.root)).resolve()
+    ]
     if len(corpora) > 1 and len(own) != 1:
         raise SettingsError(f"data.mixture: one of its corpora must be {part.index.root}, the one that is judged")
     at = own[0] if own else 0

@@ -81,6 +81,9 @@ def plan_evaluation(settings: EvaluateSettings) -> Plan:
     among = where(index, settings.include) if settings.include else None
     positions, left_out = rules.clips_of(index, among)
     classes = [] if rules.dimensions else rules.labels(index, positions)[0]
+    rules = replace(
+        rules, classes=tuple(classes)
+    )  # where they were those there are, votes may use other words for them
     every = rules.folds(index, positions)
     unknown = sorted(set(settings.folds) - {fold.name for fold in every})
     if unknown:

@@ -156,6 +156,15 @@ def load_finetuned(folder: str | Path, device: torch.device | str = "cpu") -> Fi
     return Finetuned(network.to(device).eval(), config["classes"], dimensions, head=head, **how)
 
 
+def is_finetuned(folder: str | Path) -> bool:
+    """Whether a folder says that it is one of these."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("format") == FORMAT
+
+
 def model_card(model: Finetuned, origin: dict[str, Any], seen: dict[str, Any]) -> str:
     says = ", ".join(model.classes) or "no classes"
     rates = ", ".join(f"{name} from {low:g} to {high:g}" for name, (low, high) in model.dimensions.items())

@@ -2,6 +2,7 @@
 in every fold, from one menu."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,8 +44,11 @@ class Probe:
 
     def identity(self) -> dict[str, Any]:
         menu = self.settings.model_dump(mode="json", include=MENU)
-        weights = weights_hash(load_encoder(self.settings.encoder))
-        return {"probe": self.features, "stream": self.stream, "weights": weights, **menu}
+        return {"probe": self.features, "stream": self.stream, "weights": self.weights, **menu}
+
+    @cached_property
+    def weights(self) -> str:
+        return weights_hash(load_encoder(self.settings.encoder))
 
     def judge(self, part: Part, seed: int, folder: Path, progress: Report | None = None) -> Outcome:
         settings, fold = self.settings, part.fold

@@ -51,6 +51,8 @@ def judge_clips(
     speech: bool = False,
     batch_size: int = 16,
     workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
     alter: Callable[[Batch], Batch] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Judged:
@@ -59,7 +61,8 @@ def judge_clips(
 
     Probabilities are averaged over the views of a clip, as published (HiCMAE: softmax), and given back as logits, their
     logarithms (log-odds for `multi`); `values` are averaged as they are. Nothing is random. `alter` changes a batch of
-    views before the model meets it: to spoil it, or to take a stream away.
+    views before the model meets it: to spoil it, or to take a stream away. Of several ranks each judges its share of
+    the same batches (`eval_loader`), so that nothing depends on their number; `unread` then has what others judge too.
     """
     sums: dict[str, dict[int, np.ndarray]] = {}
     views = np.zeros(len(positions), int)
@@ -74,6 +77,8 @@ def judge_clips(
             batch_size=batch_size,
             workers=workers,
             streams=available,
+            rank=rank,
+            world_size=world_size,
         )
         for batch in loader:
             unread.update(batch.skipped)

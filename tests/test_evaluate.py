@@ -8,24 +8,33 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from sklearn.svm import LinearSVC
 
 from affekt.cli import run
+from affekt.data.decode import Window
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.shard_writer import ShardWriter
-from affekt.finetune.contenders import Classic, Majority, Outcome
-from affekt.finetune.entry import enter
+from affekt.data.shards import ShardIndex
+from affekt.finetune.contenders import Classic, Majority, Outcome, Part
+from affekt.finetune.entry import enter, fold_settings, retold
 from affekt.finetune.evaluate import EvaluateSettings, join_parts, plan_evaluation, pool_folds, run_folds
 from affekt.finetune.imported import read_table
 from affekt.finetune.predictions import Predictions
+from affekt.finetune.probes import classic
+from affekt.finetune.probes.baselines import statistics
+from affekt.finetune.probes.classic import LinearModel, descriptors
+from affekt.finetune.probes.linear import standardise
 from affekt.finetune.schema import Results
 from affekt.finetune.scored import score_files
 from affekt.finetune.scores import score, values
 from affekt.finetune.table import to_results
+from affekt.finetune.training.settings import FinetuneSettings
 from affekt.pretrain.export import create_encoder, save_encoder
 from affekt.pretrain.hicmae import HiCMAESettings
 
@@ -391,3 +400,106 @@ def test_what_is_missing_in_a_command_is_told(place, arguments, message, capsys,
     monkeypatch.chdir(place)
     assert run(["evaluate", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_descriptors_are_kept_by_what_they_come_from(tmp_path, encode_clip, monkeypatch):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (2, 12, 32, 32, 3), dtype=np.uint8)
+    clips = [encode_clip(f"c{i}", frames[i], 0.1 * rng.standard_normal(7680), label="a") for i in range(2)]
+    writer = ShardWriter(tmp_path)
+    writer.write_shard(0, clips)
+    writer.finish({"size": 32, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
+    index = ShardIndex.open(tmp_path)
+    pixels = descriptors("pixels", index, [0, 1], tmp_path / "cache")
+    table = statistics(index, [0, 1], Window(frame_stride=2), windows=3, streams="video")
+    np.testing.assert_array_equal(pixels, table.take("video_statistics/grid8", np.arange(2)))
+    mel = descriptors("mel", index, [1], tmp_path / "cache")
+    heard = []
+    both = descriptors("mel", index, [0, 1], tmp_path / "cache", lambda *counts: heard.append(counts))
+    assert heard == [(2, 2)] and np.array_equal(both[1], mel[0]) and not np.array_equal(both[0], both[1])
+    monkeypatch.setattr(classic, "whole_sound", lambda *_: pytest.fail("decoded again"))
+    assert np.array_equal(descriptors("mel", index, [0, 1], tmp_path / "cache"), both)
+    for path in (tmp_path / "cache").glob("mel-*"):
+        path.write_bytes(b"no features")
+    with pytest.raises(DataError, match="no descriptors can be read"):
+        descriptors("mel", index, [0], tmp_path / "cache")
+
+
+def test_opensmile_is_asked_for_where_it_is_needed(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(classic, "version", missing)
+    assert classic.needs("mel") == "mel 1"
+    with pytest.raises(SettingsError, match="needs openSMILE, which is not installed: pip install opensmile"):
+        Classic("compare", None)
+    with pytest.raises(SettingsError, match="descriptors `cry`: known are mel"):
+        classic.needs("cry")
+
+
+def test_opensmile_gives_the_published_numbers_of_features(shards, tmp_path):
+    pytest.importorskip("opensmile", reason="the extra `opensmile` is not installed")
+    index = ShardIndex.open(shards)
+    assert descriptors("egemaps", index, [0, 1], tmp_path).shape == (2, 88)
+    assert descriptors("compare", index, [0], tmp_path).shape == (1, 6373)
+
+
+def test_an_svm_is_scikit_learns_on_features_that_are_not_turned():
+    rng = np.random.default_rng(0)
+    train, other, truth = rng.normal(size=(30, 100)), rng.normal(size=(12, 100)), rng.integers(0, 3, 30)
+    model = LinearModel((0.01, 0.1))
+    for cost, said in zip(model.costs, model.path(train, truth, other, model.costs, 4)):
+        rows, others = standardise([train], [other])
+        plain = LinearSVC(C=cost, class_weight="balanced", random_state=0, max_iter=5000).fit(rows, truth)
+        np.testing.assert_allclose(said[:, :3], plain.decision_function(others), atol=1e-3)
+        assert (said[:, 3] < said[:, :3].min()).all()  # no row has this class
+    [constant] = model.path(np.ones((6, 4)), np.array([0, 1] * 3), np.ones((2, 4)), [1.0])
+    assert np.isfinite(constant).all()
+    [alone] = model.path(train, np.zeros(30, int), other, [1.0], 2)
+    assert alone.argmax(1).tolist() == [0] * 12
+
+
+def test_a_fold_states_its_own_clips_classes_and_nothing_else(place, shards, tmp_path):
+    plan = plan_evaluation(settings_of(shards, tmp_path))
+    part = Part(plan.index, plan.rules, plan.classes, plan.folds[1], "test")
+    config = yaml.safe_load((place / "tuned.yaml").read_text())
+    own, other = config["data"] | {"name": "own"}, {"shards": str(tmp_path / "elsewhere"), "train": {"split": "train"}}
+    own.pop("workers")
+    mixed = FinetuneSettings.parse(config | {"data": {"mixture": [other, own], "workers": 0}})
+    settings = fold_settings(mixed, part, 3, tmp_path / "work")
+    kept, judged = settings.data.mixture
+    assert kept == mixed.data.parts[0] and kept.test is None
+    ids = {
+        side: [plan.index.samples.row(p)["id"] for p in getattr(part.fold, side)] for side in ("train", "dev", "test")
+    }
+    assert {side: getattr(judged, side)["id"] for side in ids} == ids and judged.group == "speaker"
+    assert judged.labels.map == {"angry": "angry", "sad": "sad"} and judged.labels.classes == ("angry", "sad")
+    assert settings.seeds == (3,) and settings.train.choose_on == "test" and settings.out == str(tmp_path / "work")
+    voted = FinetuneSettings.parse(config | {"data": config["data"] | {"labels": {"rule": "plurality"}}})
+    labels = fold_settings(voted, part, 0, tmp_path).data.labels
+    assert labels.map == {"anger": "angry", "sadness": "sad", "sad": "sad"} and labels.rule == "plurality"
+    with pytest.raises(SettingsError, match="one of its corpora must be"):
+        elsewhere = config | {"data": {"mixture": [other, own | {"shards": str(tmp_path / "third")}]}}
+        fold_settings(FinetuneSettings.parse(elsewhere), part, 0, tmp_path)
+    rated = replace(part, rules=replace(part.rules, dimensions=("valence",)))
+    with pytest.raises(SettingsError, match=r"say the range of valence, as `valence: \[1, 5\]`"):
+        fold_settings(FinetuneSettings.parse(config), rated, 0, tmp_path)
+    with pytest.raises(SettingsError, match="refit learns the clips that decide"):
+        FinetuneSettings.parse(config | {"refit": True, "train": config["train"] | {"choose_on": "test"}})
+
+
+def test_what_a_model_said_is_told_in_the_order_of_the_protocol(shards, tmp_path):
+    plan = plan_evaluation(settings_of(shards, tmp_path))
+    part = Part(plan.index, plan.rules, plan.classes, plan.folds[0])
+    place = {plan.index.samples.row(p)["id"]: p for p in part.fold.test}
+    ids = sorted(place, reverse=True)
+    said = Predictions(ids, ["sad", "other", "angry"], logits=np.tile([1.0, 2.0, 3.0], (len(ids), 1)))
+    table = retold(said, part, place, "test")
+    assert table.classes == ["angry", "sad"] and table.ids == ids and table.logits[0].tolist() == [3, 1]
+    assert table.label.tolist() == [
+        ["angry", "sad"].index(plan.rules.class_of(label_of(plan.index, place[i]))) for i in ids
+    ]
+
+
+def label_of(index, position):
+    return index.samples.row(position)["meta"]["label"]

@@ -196,16 +196,22 @@ def test_evaluation_sees_every_window_once_in_order(index):
     for workers in (0, 2):
         loader = eval_loader(index, WINDOW, indices=chosen, windows_per_clip=3, batch_size=5, workers=workers)
         batches = list(loader)
-        assert len(loader) == len(batches) == 3
+        assert len(loader) == len(batches) == 4, "views of a clip stay together"
         assert [c for b in batches for c in b.clip.tolist()] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
         assert [i for b in batches for i in b.ids] == [index.samples[p].id for p in chosen for _ in range(3)]
-        first, second = batches[0], batches[1]
+        second = batches[1]
         assert all(torch.equal(b.crop, torch.tensor([[0.0, 0, 1, 1]]).expand(len(b.ids), 4)) for b in batches)
         view = decode_window(index, index.samples[3], WINDOW, 0.0)  # clip 3 has both streams
-        assert torch.equal(first.video[3], torch.from_numpy(view.video))
-        assert torch.equal(first.audio[3], torch.from_numpy(view.audio))
+        assert torch.equal(second.video[0], torch.from_numpy(view.video))
+        assert torch.equal(second.audio[0], torch.from_numpy(view.audio))
         last = decode_window(index, index.samples[3], WINDOW, 16 / 25)  # 0.76 s end with the clip
-        assert torch.equal(second.video[0], torch.from_numpy(last.video))
+        assert torch.equal(second.video[2], torch.from_numpy(last.video))
+        how = {"indices": chosen, "windows_per_clip": 3, "batch_size": 7, "workers": workers, "world_size": 3}
+        ranks = [list(eval_loader(index, WINDOW, rank=rank, **how)) for rank in range(3)]
+        assert [[b.ids for b in batches] for batches in ranks] == [
+            [[index.samples[p].id for p in pair for _ in range(3)] for pair in pairs]
+            for pairs in ([(7, 3)], [(4, 20)], [])
+        ]
     whole = eval_loader(index, WINDOW, batch_size=4)
     assert [name for batch in whole for name in batch.ids] == [sample.id for sample in index.samples]
 

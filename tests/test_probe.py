@@ -16,15 +16,21 @@ import torch
 from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
-from affekt.data.errors import CheckpointError, SettingsError
+from affekt.data.errors import CheckpointError, DataError, SettingsError
 from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
 from affekt.finetune.features import FeatureTable
+from affekt.finetune.predictions import Predictions
+from affekt.finetune.probes import heads as heads_module
+from affekt.finetune.probes.depth import depth_tasks, layers_of
+from affekt.finetune.probes.heads import heads_of
 from affekt.finetune.probes.linear import Path, rotate, standardise
-from affekt.finetune.probes.menu import Task, best_of, predict_test, search_both, search_stream, try_all
+from affekt.finetune.probes.menu import best_of, fit_choice, search_both, search_stream, try_all
 from affekt.finetune.probes.probe import ProbeSettings, probe
 from affekt.finetune.probes.results import find_row, row_name, show_table, write_json
 from affekt.finetune.probes.splits import make_task
+from affekt.finetune.probes.task import Task
+from affekt.finetune.schema import Results
 from affekt.pretrain.export import create_encoder, save_encoder
 from affekt.pretrain.hicmae import HiCMAESettings
 from affekt.pretrain.seen import stamped
@@ -63,7 +69,8 @@ def clip(name, label, speaker, split, rng, *, video=True, seconds=1.0):
         "flags": [],
         "source_sha256": f"{name:0>64}",
         "frame_sizes": [len(jpeg) for jpeg in jpegs],
-        "meta": {"label": label, "speaker": f"s{speaker}", "split": split, "licence": "CC0-1.0"},
+        "meta": {"label": label, "speaker": f"s{speaker}", "split": split, "licence": "CC0-1.0"}
+        | {"sex": "mf"[speaker % 2], "valence": round(CLASSES.index(label) - 1 + 0.1 * speaker, 2)},
     }
     return record, ({"mjpeg": b"".join(jpegs)} if video else {}) | {"flac": sound.getvalue()}
 
@@ -137,7 +144,13 @@ def test_every_row_is_there_with_scores_intervals_and_choices(results):
         assert find_row(found, "statistics", stream)["test"]["uar"]["value"] > 0.8  # what was planted is plain to see
         assert find_row(found, "majority", stream)["test"]["uar"]["value"] == pytest.approx(1 / 3)
     assert find_row(found, "pretrained", "audio")["choices"][0]["blocks"][0].startswith("audio_")
-    assert {d["minus"][0] for d in found["differences"]} == {"random", "statistics", "pretrained"}
+    assert {d["minus"].split("_")[0] for d in found["differences"]} == {"random", "statistics", "pretrained"}
+    checked = Results.read(output / "results.json")
+    assert {system.name for system in checked.systems} == {row["system"] for row in found["rows"]}
+    for system in checked.systems:
+        tables = [Predictions.read(output / file) for file in system.predictions]
+        recall = [(t.logits.argmax(1) == t.label)[t.label == c].mean() for t in tables for c in range(3)]
+        assert system.scores["uar"].value == pytest.approx(np.mean(recall))
     assert heard and heard[-1][0] == heard[-1][1]
     assert "Pre-trained encoder" in printed and "UAR on test clips" in printed
     assert found["licences"] == ["CC-BY-4.0", "CC0-1.0"]
@@ -156,8 +169,22 @@ def test_clips_without_a_stream_are_left_out_of_its_rows_and_counted(results):
 def test_same_settings_same_numbers(results, shards, export, tmp_path):
     """Also where two processes decode and fit side by side."""
     again = probe(settings_of(shards, export, tmp_path, workers=2))
-    for part in ("rows", "differences", "trials"):
+    for part in ("rows", "differences", "trials", "layers", "systems"):
         assert again[part] == results[0][part]
+
+
+def test_other_ranks_compute_features_and_leave_the_rest_to_the_first(results, shards, export, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    settings = settings_of(shards, export, tmp_path, streams=["audio"])
+    assert probe(settings) == {} and {path.name for path in tmp_path.iterdir()} == {"features"}
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")}
+    assert len(made) == 4, "one rank alone makes up for the other: an encoder, two random ones, statistics"
+    monkeypatch.setenv("RANK", "0")
+    found = probe(settings)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")} == made, "and nothing is made twice"
+    for name in ("pretrained", "random", "statistics"):
+        assert find_row(found, name, "audio") == find_row(results[0], name, "audio")
 
 
 def test_speaker_on_both_sides_is_refused(shards, export, tmp_path):
@@ -178,16 +205,16 @@ def test_folds_choose_on_every_speaker_once(shards):
         assert np.array_equal(np.union1d(fit, choose), task.fitting)
     rng = np.random.default_rng(0)
     table = table_of({"audio_1/mean": rng.normal(size=(len(positions), 5))}, len(positions))
-    (trial,) = try_all(table, [("audio_1/mean",)], task, [0.1])
+    (trial,) = try_all(table, [("audio_1/mean",)], task, heads_of(["logistic"], [0.1]))
     recalls = []
     for label in range(3):  # the slow twin: recall by class over the predictions of all folds
         right = []
         for fit, choose in task.rounds:
             train, dev = standardise([table.take("audio_1/mean", fit)], [table.take("audio_1/mean", choose)])
-            predicted = Path(train, task.labels[fit]).fit(0.1).predict(dev)
+            predicted = Path(train, task.labels[fit]).fit(0.1).answers(dev, 3).argmax(1)
             right += (predicted == label)[task.labels[choose] == label].tolist()
         recalls.append(np.mean(right))
-    assert trial.dev_uar == (pytest.approx(np.mean(recalls)),)
+    assert trial.dev_scores == (pytest.approx(np.mean(recalls)),)
     with pytest.raises(SettingsError, match="2 to the 6 groups"):
         make_task(index, label="label", group="speaker", **parts | {"dev": {"folds": 7}}, seed=0)
 
@@ -198,6 +225,88 @@ def test_split_by_clip_resamples_clips(shards, export, tmp_path):
     row = find_row(found, "pretrained", "audio")
     assert row["test"]["uar"]["unit"] == "clips" and row["test"]["uar"]["clusters"] == row["clips"]["test"]
     assert {r["stream"] for r in found["rows"]} == {"audio"}
+
+
+def test_heads_on_tokens_and_layers_and_curves_over_depth(shards, export, tmp_path, monkeypatch):
+    monkeypatch.setattr(heads_module, "STEPS", (10, 30))
+    heads = ["ridge", "attentive", "layer_weights"]
+    changes = {"heads": heads, "random_seeds": [0], "streams": ["audio"], "head_seeds": [0, 1], "token_layers": "all"}
+    found = probe(settings_of(shards, export, tmp_path, poolings=["mean", "segments_2"], **changes))
+    checked = Results.read(tmp_path / "results.json")
+    for head, seeds in (("ridge", 1), ("attentive", 2), ("layer_weights", 2)):
+        row = find_row(found, "pretrained", "audio", head=head)
+        assert np.sum(row["confusion"]) == 18 * seeds and row["main"] == (head == "ridge")
+    assert find_row(found, "pretrained", "audio", head="attentive")["choices"][0]["blocks"][0].endswith("/tokens")
+    assert [r["head"] for r in found["rows"] if r["features"] == "statistics"] == ["ridge"]
+    tried = {tuple(t["blocks"]) for t in found["trials"] if t["features"] == "pretrained"}
+    expected = {(f"audio_{n}/{what}",) for n in (1, 2) for what in ("mean", "segments_2", "tokens")}
+    assert tried == expected | {("audio_1/mean", "audio_2/mean")}
+    assert {(d.of, d.minus) for d in checked.differences} >= {("pretrained_audio_attentive", "pretrained_audio")}
+    pretrained, random = checked.layers
+    assert (pretrained.system, random.system) == ("pretrained_audio", "random_audio")
+    curves = {curve.name: curve for curve in pretrained.curves}
+    assert set(curves) == {"main", "control", "selectivity", "speaker", "sex"} and curves["main"].x == [1, 2]
+    for main, control, gap in zip(*(curves[name].y for name in ("main", "control", "selectivity"))):
+        assert gap == pytest.approx(main - control)
+    trials = [t for t in found["trials"] if (t["features"], t["head"]) == ("pretrained", "ridge")]
+    by_layer = {t["blocks"][0]: max(t["dev_scores"]) for t in trials}
+    assert curves["main"].y == [by_layer["audio_1/mean"], by_layer["audio_2/mean"]]
+    assert len(pretrained.weights.y) == 2 and sum(pretrained.weights.y) == pytest.approx(1)
+    assert "sentence: no clip has it" in checked.tables[0].note and len(checked.tables[0].rows) == 6
+    with pytest.raises(SettingsError, match="no clip in play has the field `accent`"):
+        probe(settings_of(shards, export, tmp_path / "other", nuisance=["accent"]))
+
+
+def test_dimensions_are_told_and_scored_by_ccc(shards, export, tmp_path):
+    changes = {"dimensions": ["valence"], "heads": ["ridge", "knn"], "random_seeds": [0], "streams": ["audio"]}
+    found = probe(settings_of(shards, export, tmp_path, **changes, dev={"folds": 2}, train={"split": "train"}))
+    console = Console(file=io.StringIO(), width=120)
+    show_table(found, console)
+    assert "CCC on test clips" in console.file.getvalue()
+    checked = Results.read(tmp_path / "results.json")
+    assert checked.main_score == "ccc" and checked.task == "dimensions" and checked.dimensions == ["valence"]
+    assert find_row(found, "statistics", "audio")["test"]["ccc"]["value"] > 0.5
+    assert find_row(found, "majority", "audio")["test"]["ccc"]["value"] == 0
+    table = Predictions.read(tmp_path / "predictions" / "statistics_audio_seed0.safetensors")
+    x, y = table.ratings[:, 0], table.values[:, 0]
+    twin = 2 * np.cov(x, y, bias=True)[0, 1] / (x.var() + y.var() + (x.mean() - y.mean()) ** 2)
+    assert find_row(found, "statistics", "audio")["test"]["ccc"]["value"] == pytest.approx(twin)
+    with pytest.raises(DataError, match=r"clip s\d_\d: licence is 'CC0-1.0', which is no number"):
+        probe(settings_of(shards, export, tmp_path / "other", **changes | {"dimensions": ["valence", "licence"]}))
+
+
+def test_control_and_speaker_are_split_within_speakers_and_leave_test_clips_alone(shards):
+    index = ShardIndex.open(shards)
+    settings = settings_of(shards, "export", "out")
+    parts = {"test": settings.test, "dev": settings.dev, "train": {}}
+    positions, task, _ = make_task(index, label="label", group="speaker", **parts, seed=0)
+    depth = depth_tasks(index, positions, task, settings)
+    assert set(depth.tasks) == {"main", "control", "speaker", "sex"} and depth.left_out == {
+        "sentence": "no clip has it"
+    }
+    speakers = np.array([index.samples[p].meta["speaker"] for p in positions])
+    for name in ("control", "speaker"):
+        of = depth.tasks[name]
+        (held,) = of.folds
+        assert not set(of.fitting) & set(task.test) and set(held) < set(of.fitting)
+        assert [np.sum(speakers[held] == s) for s in sorted(set(speakers[of.fitting]))] == [1, 2, 2, 2, 2, 2]
+        given = {(s, of.labels[c]) for s, c in zip(speakers[of.fitting], of.fitting)}
+        assert len(given) == 6, "one label per speaker"
+    assert len({label for _, label in given}) == 6
+    assert np.bincount(depth.tasks["control"].labels[depth.tasks["control"].fitting]).tolist() in (
+        [11, 12, 12],
+        [12, 11, 12],
+        [12, 12, 11],
+    )
+    rng = np.random.default_rng(0)
+    who = rng.normal(size=(9, 20))[[int(s[1:]) for s in speakers]] + 0.1 * rng.normal(size=(len(speakers), 20))
+    table = table_of({"audio_1/mean": who, "audio_2/mean": rng.normal(size=(len(speakers), 20))}, len(speakers))
+    layers = layers_of("pretrained", "audio", [table], depth, [0.1, 0.01])
+    curves = {curve.name: curve.y for curve in layers.curves}
+    assert curves["control"][0] == curves["speaker"][0] == 1 and max(curves["control"][1], curves["main"][0]) < 0.8
+    assert (
+        layers_of("pretrained", "audio", [table], depth_tasks(index, positions, task, settings), [0.1, 0.01]) == layers
+    )
 
 
 @pytest.mark.parametrize(
@@ -278,7 +387,7 @@ def test_fit_in_the_span_of_the_rows_equals_the_direct_fit():
         direct.fit(train, labels[:40])
         path.fit(penalty)
         np.testing.assert_allclose(path.model.predict_proba(z_test), direct.predict_proba(test), atol=1e-4)
-        assert (path.predict(z_test) == direct.predict(test)).all()
+        assert (path.answers(z_test, 3).argmax(1) == direct.predict(test)).all()
 
 
 def test_standardising_uses_training_rows_alone_and_gives_blocks_equal_weight():
@@ -294,10 +403,10 @@ def test_standardising_uses_training_rows_alone_and_gives_blocks_equal_weight():
 def test_constant_and_duplicate_features_have_a_defined_answer(dims):
     labels = np.arange(12) % 3
     train, test = rotate(*standardise([np.full((12, dims), 3.7, np.float32)], [np.full((4, dims), 3.7, np.float32)]))
-    assert Path(train, labels).fit(0.01).predict(test).tolist() == [0, 0, 0, 0]
+    assert Path(train, labels).fit(0.01).answers(test, 3).argmax(1).tolist() == [0, 0, 0, 0]
     duplicates = np.eye(3)[labels].repeat(dims, 1)
     train, test = rotate(*standardise([duplicates], [duplicates]))
-    assert (Path(train, labels).fit(0.001).predict(test) == labels).all()
+    assert (Path(train, labels).fit(0.001).answers(test, 3).argmax(1) == labels).all()
 
 
 def test_class_with_one_clip_to_fit_on():
@@ -305,7 +414,7 @@ def test_class_with_one_clip_to_fit_on():
     features, labels = made_up(rng, 40, 200, 2, signal=3.0)
     labels[0], features[0] = 2, features[0] + 9 * np.ones(200)
     train, test = rotate(*standardise([features], [features]))
-    assert (Path(train, labels).fit(0.001).predict(test) == labels).all()
+    assert (Path(train, labels).fit(0.001).answers(test, 3).argmax(1) == labels).all()
 
 
 # The choice.
@@ -327,15 +436,16 @@ def test_the_best_layer_is_found_and_test_labels_play_no_part():
     good, labels = made_up(rng, 200, 50)
     table = table_of({"audio_1/mean": rng.normal(size=(200, 50)), "audio_2/mean": good}, 200)
     task = task_of(labels, rng)
-    trials = search_stream(table, "audio", task, [0.01, 0.1])
-    assert best_of(trials).blocks == ("audio_2/mean",) and trials[0].penalties == (0.1, 0.01)
-    assert (predict_test(table, best_of(trials), task) == labels[task.test]).mean() > 0.9
+    heads = heads_of(["logistic"], [0.01, 0.1])
+    trials = search_stream(table, "audio", task, heads)
+    assert best_of(trials).blocks == ("audio_2/mean",) and trials[0].options == (0.1, 0.01)
+    said, _ = fit_choice(table, best_of(trials), task, heads[0], task.test)
+    assert (said.argmax(1) == labels[task.test]).mean() > 0.9
     garbled = labels.copy()
     garbled[task.test] = rng.permutation(garbled[task.test])
-    assert search_stream(table, "audio", replace(task, labels=garbled), [0.01, 0.1]) == trials
-    np.testing.assert_array_equal(
-        predict_test(table, best_of(trials), replace(task, labels=garbled)), predict_test(table, best_of(trials), task)
-    )
+    garbled = replace(task, labels=garbled)
+    assert search_stream(table, "audio", garbled, heads) == trials
+    np.testing.assert_array_equal(fit_choice(table, best_of(trials), garbled, heads[0], task.test)[0], said)
 
 
 def test_noise_scores_at_chance():
@@ -343,8 +453,9 @@ def test_noise_scores_at_chance():
     labels = rng.integers(0, 3, 600)
     table = table_of({f"audio_{layer}/mean": rng.normal(size=(600, 40)) for layer in range(6)}, 600)
     task = task_of(labels, rng)
-    predicted = predict_test(table, best_of(search_stream(table, "audio", task, [0.1, 0.001])), task)
-    assert (predicted == labels[task.test]).mean() == pytest.approx(1 / 3, abs=0.12)  # 3 deviations of 150 clips
+    heads = heads_of(["logistic"], [0.1, 0.001])
+    said, _ = fit_choice(table, best_of(search_stream(table, "audio", task, heads)), task, heads[0], task.test)
+    assert (said.argmax(1) == labels[task.test]).mean() == pytest.approx(1 / 3, abs=0.12)  # 3 deviations of 150 clips
 
 
 def test_both_streams_try_the_join_the_fusion_and_all_of_it():
@@ -359,10 +470,12 @@ def test_both_streams_try_the_join_the_fusion_and_all_of_it():
     }
     table, task = table_of(blocks, 120), task_of(labels, rng)
     joined, fused = ("audio_1/mean", "video_1/mean"), ("fusion_audio/mean", "fusion_video/mean")
-    trials = search_both(table, joined, task, [0.01])
-    assert [trial.blocks for trial in trials] == [joined, fused, joined + fused]
+    heads = heads_of(["logistic"], [0.01])
+    best = {(s, "logistic"): best_of(search_stream(table, s, task, heads)) for s in ("audio", "video")}
+    trials = search_both(table, task, heads, best)
+    assert [trial.blocks for trial in trials] == [joined, joined + fused, fused]
     assert best_of(trials).blocks == joined and best_of(trials).best > 0.95
-    assert best_of(try_all(table, [("audio_1/mean",)], task, [0.01])).best < 0.8
+    assert best["audio", "logistic"].best < 0.8
 
 
 def test_results_survive_a_kill_at_any_moment(tmp_path):

@@ -75,6 +75,13 @@ def pretrain(*arguments: str) -> int:
     return affekt(["pretrain", *arguments])
 
 
+def finetune(*arguments: str) -> int:
+    """`affekt finetune ...`"""
+    from affekt.cli import run as affekt
+
+    return affekt(["finetune", *arguments])
+
+
 def save_again(checkpoint: Path, run_folder: Path, stage: int) -> None:
     """Read a checkpoint at a ZeRO stage, and write it again, without a step between, into the folder of another run."""
     from affekt.pretrain.checkpoint import read_checkpoint

@@ -13,7 +13,7 @@ from affekt.finetune.probes.targets import Targets
 from affekt.finetune.probes.trained import attentive, layer_weights, mlp
 
 HeadName = Literal["logistic", "ridge", "mlp", "attentive", "knn", "broad", "layer_weights"]
-EPOCHS = (5, 10, 20, 40)
+STEPS = (50, 100, 200, 400)  # of 64 clips
 NEIGHBOURS = tuple((k, t) for k in (50, 20, 10, 5, 1) for t in (0.2, 0.05))
 
 
@@ -45,11 +45,11 @@ def heads_of(names: Sequence[HeadName], penalties: Sequence[float]) -> list[Head
     known = [
         Head("logistic", "pooled", unseeded(logistic), "penalty", penalties, regresses=False),
         Head("ridge", "pooled", unseeded(ridge), "penalty", penalties),
-        Head("mlp", "pooled", mlp, "epochs", EPOCHS, seeded=True),
-        Head("attentive", "tokens", attentive, "epochs", EPOCHS, seeded=True),
+        Head("mlp", "pooled", mlp, "steps", STEPS, seeded=True),
+        Head("attentive", "tokens", attentive, "steps", STEPS, seeded=True),
         Head("knn", "pooled", unseeded(knn), "k and temperature", NEIGHBOURS),
         Head("broad", "pooled", broad, "penalty", penalties, seeded=True),
-        Head("layer_weights", "layers", layer_weights, "epochs", EPOCHS, seeded=True),
+        Head("layer_weights", "layers", layer_weights, "steps", STEPS, seeded=True),
     ]
     assert [head.name for head in known] == list(get_args(HeadName))
     by_name = {head.name: head for head in known}

@@ -20,7 +20,8 @@ from affekt.data.shards import ShardIndex
 from affekt.finetune.features import FeatureTable, extract, weights_hash
 from affekt.finetune.probes.baselines import statistics
 from affekt.finetune.probes.depth import depth_tasks, layers_of
-from affekt.finetune.probes.results import describe, majority_row, write_json
+from affekt.finetune.probes.findings import describe, majority_row
+from affekt.finetune.probes.results import write_json
 from affekt.finetune.probes.search import one_thread, search_tables
 from affekt.finetune.probes.settings import ProbeSettings
 from affekt.finetune.probes.splits import make_task, unlearnable

@@ -24,7 +24,7 @@ class ProbeSettings(Settings):
     shards: str | Path = Field(description="folder written by `affekt prepare`, or its url")
     encoder: Path = Field(description="export folder of the pre-trained encoder")
     output: Path = Field(description="folder for results.json, settings.yaml and report.html")
-    label: str = Field("label", description="manifest field to tell apart")
+    label: str = Field("label", description="manifest field to tell apart, where no dimensions are told")
     dimensions: tuple[str, ...] = Field((), description="fields of numbers to tell instead, [valence, arousal]: by CCC")
     group: Literal["speaker", "id"] = Field("speaker", description="what may not stand on two sides of the split")
     test: Selector
@@ -43,9 +43,9 @@ class ProbeSettings(Settings):
         (0.1, 0.03, 0.01, 0.003, 0.001, 0.0001), min_length=1
     )
     depth: bool = Field(True, description="a curve of a ridge's score over the layers")
-    control: bool = Field(True, description="beside it the score of random labels per speaker, and the gap")
+    control: bool = Field(True, description="beside that curve the score of random labels per speaker, and the gap")
     nuisance: tuple[str, ...] | None = Field(
-        None, description="and of other fields; null: those of speaker, sex and sentence that clips have"
+        None, description="and the scores of other fields; null: those of speaker, sex and sentence that clips have"
     )
     random_seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="random encoders to compare with")
     bootstrap: int = Field(2000, ge=100)
@@ -72,6 +72,6 @@ class ProbeSettings(Settings):
             raise ValueError(
                 f"heads {list(self.heads)}: logistic tells classes, not {', '.join(self.dimensions)}; leave it out"
             )
-        if not self.depth and (self.nuisance or ("control" in self.model_fields_set and self.control)):
-            raise ValueError("control and nuisance are drawn over depth; say depth: true")
+        if self.nuisance and not self.depth:
+            raise ValueError("nuisance is drawn over depth; say depth: true")
         return self

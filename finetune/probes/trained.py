@@ -1,6 +1,6 @@
 """Heads that are trained by gradient descent: an MLP, one query over tokens, and weights over layers.
 
-All share one loop. They are asked after several numbers of epochs, which is the option that development clips choose.
+All share one loop. They are asked after several numbers of steps, which is the option that development clips choose.
 """
 
 import copy
@@ -56,9 +56,9 @@ class WeightedLayers(nn.Module):
 
 
 def mlp(
-    train: np.ndarray, targets: Targets, other: np.ndarray, epochs: Sequence[int], seed: int
+    train: np.ndarray, targets: Targets, other: np.ndarray, steps: Sequence[int], seed: int
 ) -> Iterator[np.ndarray]:
-    """Answers `(m, K)` of one hidden layer with dropout, after each number of epochs."""
+    """Answers `(m, K)` of one hidden layer with dropout, after each number of steps."""
     size = np.sqrt(np.square(train).mean()) or 1.0  # columns are as uneven as directions of the features are
     rows, others = (torch.tensor(x / size, dtype=torch.float32) for x in (train, other))
 
@@ -66,26 +66,26 @@ def mlp(
         hidden = nn.Linear(rows.shape[1], HIDDEN)
         return nn.Sequential(hidden, nn.GELU(), nn.Dropout(0.5), nn.Linear(HIDDEN, targets.values.shape[1]))
 
-    for _, answers in train_and_ask(make, [rows], targets, [others], epochs, seed, lr=1e-3):
+    for _, answers in train_and_ask(make, [rows], targets, [others], steps, seed, lr=3e-3):
         yield answers
 
 
 def attentive(
-    train: Sequence[Tokens], targets: Targets, other: Sequence[Tokens], epochs: Sequence[int], seed: int
+    train: Sequence[Tokens], targets: Targets, other: Sequence[Tokens], steps: Sequence[int], seed: int
 ) -> Iterator[np.ndarray]:
     """Answers of `Attention` over the tokens of one stream or of two, standardised by those of `train`."""
     moments = [token_moments(*stream) for stream in train]
-    rows, others = ([torch.tensor(x) for stream in side for x in stream] for side in (train, other))
+    rows, others = ([torch.as_tensor(x) for stream in side for x in stream] for side in (train, other))
 
     def make() -> nn.Module:
         return Attention(moments, targets.values.shape[1])
 
-    for _, answers in train_and_ask(make, rows, targets, others, epochs, seed, lr=3e-3):
+    for _, answers in train_and_ask(make, rows, targets, others, steps, seed, lr=1e-2):
         yield answers
 
 
 def layer_weights(
-    train: Sequence[np.ndarray], targets: Targets, other: Sequence[np.ndarray], epochs: Sequence[int], seed: int
+    train: Sequence[np.ndarray], targets: Targets, other: Sequence[np.ndarray], steps: Sequence[int], seed: int
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Answers of `WeightedLayers` on the pooled layers `(n, L, D)` of each stream, and the weights `(L,)` of each."""
     rows, others = [], []
@@ -98,7 +98,7 @@ def layer_weights(
     def make() -> nn.Module:
         return WeightedLayers([x.shape[1] for x in rows], [x.shape[2] for x in rows], targets.values.shape[1])
 
-    for module, answers in train_and_ask(make, rows, targets, others, epochs, seed, lr=3e-3):
+    for module, answers in train_and_ask(make, rows, targets, others, steps, seed, lr=1e-2):
         yield answers, [weights.detach().softmax(0).double().numpy() for weights in module.weights]
 
 
@@ -107,11 +107,11 @@ def train_and_ask(
     inputs: Sequence[Tensor],
     targets: Targets,
     others: Sequence[Tensor],
-    epochs: Sequence[int],
+    steps: Sequence[int],
     seed: int,
     lr: float,
 ) -> list[tuple[nn.Module, np.ndarray]]:
-    """Train a module on rows of `inputs` and ask it about `others` after each of the rising numbers of `epochs`.
+    """Train a module on rows of `inputs` and ask it about `others` after each of the rising numbers of `steps`.
 
     AdamW on the weighted cross-entropy, or on the squared error of ratings standardised by `targets`. The same seed
     gives the same numbers; the process's own random state is left as it was.
@@ -125,22 +125,29 @@ def train_and_ask(
         torch.manual_seed(seed)
         module = make()
         optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=1e-2)
-        for epoch in range(1, max(epochs) + 1):
+        batches = endless_batches(len(truth))
+        for step in range(1, max(steps) + 1):
             module.train()
-            for rows in torch.randperm(len(truth)).split(BATCH):
-                said = module(*(x[rows] for x in inputs))
-                if targets.classes:
-                    loss = F.cross_entropy(said, truth[rows], reduction="none")
-                else:
-                    loss = (said - truth[rows]).square().mean(1)
-                optimizer.zero_grad()
-                (loss * weights[rows]).mean().backward()
-                optimizer.step()
-            if epoch in epochs:
+            rows = next(batches)
+            said = module(*(x[rows] for x in inputs))
+            if targets.classes:
+                loss = F.cross_entropy(said, truth[rows], reduction="none")
+            else:
+                loss = (said - truth[rows]).square().mean(1)
+            optimizer.zero_grad()
+            (loss * weights[rows]).mean().backward()
+            optimizer.step()
+            if step in steps:
                 said = ask(module, others)
                 said = said if targets.classes else said * scale.numpy() + mean.numpy()
                 asked.append((copy.deepcopy(module), said))
     return asked
+
+
+def endless_batches(rows: int) -> Iterator[Tensor]:
+    """Batches of row numbers, each row once a round, in another order every round."""
+    while True:
+        yield from torch.randperm(rows).split(BATCH)
 
 
 @torch.inference_mode()

@@ -5,16 +5,17 @@ from html import escape
 
 from affekt.data.charts import Line, line_chart
 from affekt.data.page import card, grid, table
-from affekt.finetune.report.words import figure, models, score_name, system_colours, titles
+from affekt.finetune.report.words import figure, models, score_name, system_colours, titles, told
 from affekt.finetune.schema import Bin, Calibration, Results
 
-SIDE, LEFT, BOTTOM, TOP = 250, 40, 34, 10
-DRAWN = 4  # diagrams; the table has every system
+SIDE, LEFT, BOTTOM, TOP = 250, 50, 34, 10
+DRAWN = 6  # diagrams; the table has every system
+FEWEST = 0.05  # of the clips: the risk of fewer is a matter of single clips
 
 
 def calibration(results: Results) -> str:
     """Per model a reliability diagram after scaling, with what it was before where that is known, and the scores."""
-    found = [s for s in results.systems if s.calibration]
+    found = [s for s in told(results.systems) if s.calibration]
     if not found:
         return ""
     names, colours = titles(results), system_colours(results)
@@ -25,7 +26,7 @@ def calibration(results: Results) -> str:
         cards.append(card(diagram, title=names[s.name]))
     rows = [row for s in found for row in _rows(names[s.name], s.calibration)]
     scores = list(dict.fromkeys(score for s in found for score in (*s.calibration.before, *s.calibration.after)))
-    head = ["System", "Clips", *map(score_name, scores)]
+    head = ["System", "Scaling", *map(score_name, scores)]
     cells = [
         [name, when, *(figure(n, values[n], 3) if n in values else "" for n in scores)] for name, when, values in rows
     ]
@@ -44,7 +45,7 @@ def _rows(name: str, c: Calibration) -> list[tuple[str, str, dict[str, float]]]:
 
 def votes(results: Results) -> str:
     """Confidence against the share of raters who chose the same class: people disagree, and so may a model."""
-    found = [s for s in results.systems if s.calibration and (s.calibration.vote_bins or s.calibration.votes)]
+    found = [s for s in told(results.systems) if s.calibration and (s.calibration.vote_bins or s.calibration.votes)]
     if not found:
         return ""
     names, colours = titles(results), system_colours(results)
@@ -106,21 +107,16 @@ def reliability(series: dict[str, Sequence[Bin]], colour: str, y_name: str) -> s
 
 def risk_coverage(results: Results) -> str:
     """The share of wrong answers among the clips that a model is surest of, over how many are kept."""
-    found = [s for s in results.systems if s.risk_coverage and len(s.risk_coverage.x) > 1]
+    found = [s for s in told(results.systems) if s.risk_coverage and max(s.risk_coverage.x, default=0) > FEWEST]
     if not found:
         return ""
     names, colours = titles(results), system_colours(results)
-    lines = [
-        Line(
-            names[s.name],
-            [100 * x for x in s.risk_coverage.x],
-            [100 * y for y in s.risk_coverage.y],
-            colours[s.name],
-            [100 * v for v in s.risk_coverage.low] or None,
-            [100 * v for v in s.risk_coverage.high] or None,
-        )
-        for s in found
-    ]
+    lines = []
+    for s in found:
+        c = s.risk_coverage
+        kept = [i for i, x in enumerate(c.x) if x >= FEWEST]
+        x, y, low, high = ([100 * values[i] for i in kept] if values else [] for values in (c.x, c.y, c.low, c.high))
+        lines.append(Line(names[s.name], x, y, colours[s.name], low or None, high or None))
     chart = line_chart(
         lines, x_name="percent of clips kept, the surest first", zero=True, names=True, label="Risk over coverage"
     )
@@ -128,7 +124,7 @@ def risk_coverage(results: Results) -> str:
     rows = [
         [escape(names[s.name]), *(_risk_at(s.risk_coverage.x, s.risk_coverage.y, p) for p in places)] for s in found
     ]
-    head = ["Percent wrong among", *(f"{100 * p:.0f} % kept" for p in places)]
+    head = ["Wrong among the surest", *(f"{100 * p:.0f} %" for p in places)]
     note = '<p class="soft">Percent of answers that are wrong when only the surest are given.</p>'
     return note + grid([card(chart), card(table(head, rows, numbers=1))], "two")
 

@@ -8,7 +8,7 @@ from affekt.data.samples import Sample
 from affekt.data.shards import ShardIndex
 from affekt.finetune.report.clips import film
 from affekt.finetune.report.words import models, system_title, titles
-from affekt.finetune.schema import Mistake, Results, System
+from affekt.finetune.schema import Mistake, Results
 
 MATRICES, MISTAKES = 6, 12
 
@@ -18,17 +18,13 @@ def confusions(results: Results) -> str:
     shown = [s for s in models(results.systems) if s.confusion][:MATRICES]
     if not shown or not results.classes:
         return ""
-    cards = [card(matrix(s.confusion, results.classes), title_of(s)) for s in shown]
+    cards = [card(f"<h3>{system_title(s)}</h3>", matrix(s.confusion, results.classes)) for s in shown]
     summed = " Counts are summed over seeds." if any(len(s.seeds) > 1 for s in shown) else ""
     note = (
         '<p class="soft">Rows are the truth, columns the answer: percent of the row, which on the diagonal is the'
         f" recall of a class, above the number of clips.{summed}</p>"
     )
     return note + grid(cards, "two" if len(results.classes) <= 8 else "one")
-
-
-def title_of(system: System) -> str:
-    return f"<figcaption>{system_title(system)}</figcaption>"
 
 
 def matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
@@ -40,7 +36,7 @@ def matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
         cells = "".join(_cell(truth, predicted, count, total) for predicted, count in zip(classes, row))
         lines.append(f'<tr><th scope="row">{escape(truth)}</th>{cells}<td class="sum">{total:,}</td></tr>')
     return (
-        '<div class="scroll" tabindex="0"><table class="confusion counted"><thead><tr><th></th>'
+        '<div class="scroll"><table class="confusion counted"><thead><tr><th></th>'
         f'{head}<th scope="col"><span>clips</span></th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
 

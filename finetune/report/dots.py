@@ -1,6 +1,6 @@
 """Dots with intervals on one scale, a row each: scores side by side, and differences around zero."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -34,24 +34,24 @@ def dot_plot(
     def place(value: float) -> str:
         return f"{100 * (value - low) / span:.2f}%"
 
+    lines = "".join(f'<div class="tick" style="left:{place(tick)}"></div>' for tick in ticks)
+    lines += "" if level is None else f'<div class="chance" style="left:{place(level)}"></div>'
     parts = []
     for name, rows in groups.items():
         parts += [f'<div class="group">{escape(name)}</div>'] if name else []
-        parts += [_row(dot, place, level) for dot in rows]
+        parts += [_row(dot, place, lines) for dot in rows]
     axis = "".join(f'<span style="left:{place(tick)}">{minus(f"{tick:g}")}</span>' for tick in ticks)
     parts.append(f'<div class="row"><div></div><div class="axis">{axis}</div><div></div></div>')
-    step = f"--step:{100 / (len(ticks) - 1):.4f}%"
-    return f'<div class="dots" style="{step}" role="img" aria-label="{escape(label)}">{"".join(parts)}</div>'
+    return f'<div class="dots ticked" role="img" aria-label="{escape(label)}">{"".join(parts)}</div>'
 
 
-def _row(dot: Dot, place, level: float | None) -> str:
-    line = "" if level is None else f'<div class="chance" style="left:{place(level)}"></div>'
+def _row(dot: Dot, place: Callable[[float], str], lines: str) -> str:
     bar = ""
     if dot.low is not None and dot.high is not None:
         width = f"calc({place(dot.high)} - {place(dot.low)})"
         bar = f'<div class="bar" style="left:{place(dot.low)};width:{width};background:{dot.colour}"></div>'
     fill = f"background:var(--card);border-color:{dot.colour}" if dot.hollow else f"background:{dot.colour}"
     return (
-        f'<div class="row"><div>{dot.name}</div><div class="track">{line}{bar}'
+        f'<div class="row"><div>{dot.name}</div><div class="track">{lines}{bar}'
         f'<div class="dot" style="left:{place(dot.value)};{fill}"></div></div><div class="value">{dot.text}</div></div>'
     )

@@ -26,10 +26,11 @@
   function show(i) {
     current = i;
     tip.hidden = i < 0;
-    here.setAttribute("cx", i < 0 ? -99 : points[i].x);
-    here.setAttribute("cy", i < 0 ? -99 : points[i].y);
+    here.setAttribute("r", i < 0 ? 0 : 9);
     if (i < 0) return;
     const p = points[i];
+    here.setAttribute("cx", p.x);
+    here.setAttribute("cy", p.y);
     picture.hidden = !p.src;
     if (p.src) picture.src = p.src; else picture.removeAttribute("src");
     id.textContent = p.id;

@@ -59,7 +59,7 @@ def embedding_map(
             if n < FEW:
                 places[:, : parts.shape[1]] = parts[:, :2]
             else:
-                perplexity = min(PERPLEXITY, (n - 1) / 3)
+                perplexity = min(PERPLEXITY, (n - 1) / 6)
                 init = np.zeros((n, 2))
                 init[:, : parts.shape[1]] = parts[:, :2]
                 init *= 1e-4 / max(init[:, 0].std(), 1e-12)
@@ -92,13 +92,13 @@ def map_section(points: Sequence[Point], index: ShardIndex | None, samples: dict
     data = {"points": rows, "labels": list(labels), "speakers": list(speakers)}
     few = f" {len(shown):,} of {len(points):,} clips are drawn." if len(shown) < len(points) else ""
     note = (
-        '<p class="soft">Clips whose embeddings are alike lie near each other; those between far groups mean little.'
+        '<p class="soft">Clips whose embeddings are alike lie near each other; the distance of far groups says little.'
         f" Marks stand for labels, colours for what you choose.{few}</p>"
     )
     label = f"Map of {len(shown)} clips; arrow keys go from clip to clip"
     chart = (
         f'<div class="plane"><svg viewBox="0 0 {WIDTH} {HEIGHT}" tabindex="0" role="application" aria-label="{label}">'
-        f'{marks}<circle class="here" r="9" cx="-99" cy="-99"/></svg>'
+        f'{marks}<circle class="here" r="0"/></svg>'
         '<div class="tip" role="status" hidden><img alt="" width="96" height="96"><b></b><span></span></div></div>'
     )
     legends = _legend("label", labels, Counter(p.label for p in shown), marked=True)

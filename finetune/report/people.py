@@ -8,6 +8,7 @@ from affekt.data.page import card, grid, table
 from affekt.finetune.report.dots import Dot, dot_plot
 from affekt.finetune.report.sweeps import figures
 from affekt.finetune.report.words import (
+    bounds,
     category_colour,
     cell,
     figure,
@@ -24,7 +25,7 @@ from affekt.finetune.report.words import (
 from affekt.finetune.schema import Fairness, Results, Speaker, System
 
 STRIPS = 6
-WIDTH, ROW, TOP, BOTTOM = 760, 62, 8, 26
+LANES, NEAR, MIDDLE = (0, -1, 1, -2, 2), 1.7, 32  # percent of the width that dots need; pixels from the top
 
 
 def speakers(results: Results) -> str:
@@ -71,34 +72,29 @@ def _spread(score: str, found: list[Speaker]) -> str:
 
 
 def strip(score: str, system: System, colours: dict[str, str], label: str) -> str:
-    """Speakers as dots on the scale of the score, stacked where they would lie on each other."""
+    """Speakers as dots on the scale of the score, in lanes where they would lie on each other."""
     factor = scale(score)
     values = [factor * p.score for p in system.speakers]
     low, high = (0.0, 100.0) if factor == 100 else (min(0.0, *values), max(1.0, *values))
 
-    def x(value: float) -> float:
-        return 16 + (value - low) / (high - low) * (WIDTH - 32)
+    def place(value: float) -> float:
+        return 100 * (value - low) / (high - low)
 
-    middle, parts = TOP + ROW / 2, []
-    for tick in np.linspace(low, high, 6):
-        parts.append(f'<line class="rule" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{TOP}" y2="{TOP + ROW}"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{TOP + ROW + 17}" text-anchor="middle">{tick:.3g}</text>')
-    mean = x(float(np.mean(values)))
-    parts.append(f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" y1="{TOP}" y2="{TOP + ROW}"/>')
+    ticks = [(place(tick), f"{tick:.3g}") for tick in np.linspace(low, high, 6)]
+    parts = [
+        f'<i class="tick" style="left:{at:.1f}%"></i><span style="left:{at:.1f}%">{name}</span>' for at, name in ticks
+    ]
+    parts.append(f'<i class="mean" style="left:{place(float(np.mean(values))):.2f}%"></i>')
     most, taken = max(p.clips for p in system.speakers), []
     for p, value in sorted(zip(system.speakers, values), key=lambda pair: pair[1]):
-        radius = 3 + 3.5 * (p.clips / most) ** 0.5
-        lanes = (0, -1, 1, -2, 2)
-        free = [n for n in lanes if not any(n == m and abs(x(value) - at) < 2 * radius for at, m in taken)]
+        size, at = 7 + 6 * (p.clips / most) ** 0.5, place(value)
+        free = [n for n in LANES if all(n != lane or at - other > NEAR for other, lane in taken)]
         lane = free[0] if free else 0
-        taken.append((x(value), lane))
+        taken.append((at, lane))
         title = escape(f"{p.name}: {figure(score, p.score)}, {p.clips} clips{f', {p.sex}' if p.sex else ''}")
-        parts.append(
-            f'<circle class="who" cx="{x(value):.1f}" cy="{middle + 12 * lane:.1f}" r="{radius:.1f}" '
-            f'style="fill:{colours[p.sex]}"><title>{title}</title></circle>'
-        )
-    size = f"0 0 {WIDTH} {TOP + ROW + BOTTOM}"
-    return f'<svg class="strip-chart" viewBox="{size}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        where = f"left:{at:.2f}%;top:{MIDDLE + 12 * lane}px;width:{size:.1f}px;height:{size:.1f}px"
+        parts.append(f'<i class="who" style="{where};background:{colours[p.sex]}" title="{title}"></i>')
+    return f'<div class="strip-chart" role="img" aria-label="{escape(label)}">{"".join(parts)}</div>'
 
 
 def fairness(results: Results) -> str:
@@ -169,30 +165,26 @@ def conflict(results: Results) -> str:
         chart = dot_plot({"": dots}, label="Accuracy by subset with 95 % intervals", ends=(0.0, 100.0))
         rows = [[escape(_plain(n)), f"{k:,}", cell("accuracy", c.accuracy.get(n))] for n, k in c.subsets.items()]
         table_ = figures(["Subset", "Clips", "Accuracy, %"], rows)
-        bias, gap = (signed("accuracy", e) for e in (c.bias_index, c.conflict_gap))
-        said = [
-            ["Bias index", bias, "accuracy where the raters follow the face, minus where they follow the voice"],
-            ["Conflict gap", gap, "accuracy where both agree, minus the mean of the two"],
-            [
+        said = (
+            ("Bias index", signed("accuracy", c.bias_index), "accuracy where raters follow the face, minus the voice"),
+            (
+                "Conflict gap",
+                signed("accuracy", c.conflict_gap),
+                "accuracy where both agree, minus the mean of those two",
+            ),
+            (
                 "Follows the voice",
-                f"{cell('accuracy', c.audio_follow)} %",
-                "answers equal to the voice's label, in conflicts",
-            ],
-        ]
-        said = [[name, value, f'<span class="soft">{what}</span>'] for name, value, what in said]
-        cards.append(
-            card(
-                chart,
-                table(["", "", ""], said).replace("<td>", '<td class="wrap">'),
-                table_,
-                title=names.get(c.system, c.system),
-            )
+                f"{figure('accuracy', c.audio_follow.value)} % {bounds('accuracy', c.audio_follow)}",
+                "answers that are the voice's label, in conflicts",
+            ),
         )
+        said = "".join(f'<li><b>{n}</b> {v} <span class="soft">{what}</span></li>' for n, v, what in said)
+        cards.append(card(chart, f"<ul>{said}</ul>", table_, title=names.get(c.system, c.system)))
     note = (
         '<p class="soft">Clips whose voice and face were judged differently by the raters, against clips where'
         " all agree.</p>"
     )
-    return note + grid(cards, "two")
+    return note + grid(cards, "one")
 
 
 def _plain(name: str) -> str:

@@ -164,10 +164,10 @@ def _depth(results: dict[str, Any]) -> str:
         lines = []
         for features, name in (("pretrained", "Pre-trained"), ("random", "Random")):
             by_seed: dict[int, dict[int, float]] = {}
-            for trial in results["trials"]:
-                first = find_row(results, features, stream)["head"]
+            row = find_row(results, features, stream)
+            for trial in results["trials"] if row else ():
                 of = (trial["features"], trial["stream"], trial["head"])
-                if of == (features, stream, first) and len(trial["blocks"]) == 1:
+                if of == (features, stream, row["head"]) and len(trial["blocks"]) == 1:
                     layer = int(trial["blocks"][0].split("/")[0].split("_")[1])
                     best = by_seed.setdefault(trial["seed"], {})
                     best[layer] = max(best.get(layer, 0.0), *trial["dev_scores"])
@@ -207,7 +207,7 @@ def _choices(results: dict[str, Any]) -> str:
 
 
 def option_text(option: Any) -> str:
-    """A penalty, a number of epochs, or the k and the temperature of neighbours."""
+    """A penalty, a number of steps, or the k and the temperature of neighbours."""
     return " at ".join(f"{part:g}" for part in option) if isinstance(option, list | tuple) else str(option)
 
 

@@ -144,7 +144,7 @@ def _measured(results: Results) -> str:
         "Seconds": {name: round(value, 1) for name, value in results.seconds.items()},
         "Files of predictions": {s.name: s.predictions for s in results.systems if s.predictions},
     }
-    return card(*(_opened(title, values) for title, values in parts.items() if values))
+    return _boxed("".join(_opened(title, values) for title, values in parts.items() if values))
 
 
 def _opened(title: str, values: dict[str, Any]) -> str:

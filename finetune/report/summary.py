@@ -43,21 +43,19 @@ def lead(results: Results) -> str:
     if score not in first.scores:
         return ""
     reached = first.scores[score]
-    unit = " %" if scale(score) == 100 else ""
+    unit = "\u00a0%" if scale(score) == 100 else ""
     text = (
-        f"From {SENSES[first.streams]}, {escape(first.title[:1].lower() + first.title[1:])} reaches <strong>"
-        f"{score_name(score)} {figure(score, reached.value)}{unit}</strong> (95 % interval "
-        f"{figure(score, reached.low)} to {figure(score, reached.high)}) on {first.clips:,} clips"
+        f"{escape(first.title)}: <strong>{score_name(score)} {figure(score, reached.value)}{unit}</strong> (95 %"
+        f" interval {figure(score, reached.low)} to {figure(score, reached.high)}) from {SENSES[first.streams]}, on"
+        f" {first.clips:,} clips that nothing was chosen on"
     )
     guess = chance(results)
     text += f"; guessing would reach {figure(score, guess)}{unit}." if guess else "."
     against = next((d for d in results.differences if d.of == first.name and d.score == score), None)
     if against:
-        side = "more" if against.estimate.value > 0 else "less"
-        apart = against.estimate.low > 0 or against.estimate.high < 0
-        other = escape(titles(results).get(against.minus, against.minus))
-        verdict = f"{side} than {other}" if apart else f"which is not clearly apart from {other}"
-        text += f" That is {signed(score, against.estimate)} {verdict} (p {_relation(against.p)})."
+        e, other = against.estimate, escape(titles(results).get(against.minus, against.minus))
+        verdict = "above" if e.low > 0 else "below" if e.high < 0 else "not clearly apart from"
+        text += f" That is {verdict} {other}: {signed(score, e)}, p {_relation(against.p)}."
     return f'<p class="lead">{text}</p>'
 
 
@@ -156,7 +154,7 @@ def differences(results: Results) -> str:
         e, factor = d.estimate, scale(d.score)
         named = f"{escape(names.get(d.of, d.of))} <span class='soft'>minus {escape(names.get(d.minus, d.minus))}</span>"
         colour = colours.get(d.of, "var(--soft)")
-        dot = Dot(named, factor * e.value, colour, p_value(d.p), factor * e.low, factor * e.high)
+        dot = Dot(named, factor * e.value, colour, f"p {_relation(d.p)}", factor * e.low, factor * e.high)
         groups.setdefault(f"{score_name(d.score)}{', points' if scale(d.score) == 100 else ''}", []).append(dot)
     charts = [
         card(dot_plot({"": dots}, label=f"Differences in {name} with 95 % intervals", level=0.0), title=name)
@@ -176,8 +174,8 @@ def differences(results: Results) -> str:
         for d, adjusted in zip(found, holm([d.p for d in found]))
     ]
     note = (
-        '<p class="soft">Paired on the clips that both systems judged, resampled together; p is two-sided and stands at'
-        " the right of its row. An interval that holds zero leaves open which of the two is better.</p>"
+        '<p class="soft">Paired on the clips that both systems judged, resampled together; p is two-sided. An'
+        " interval that holds zero leaves open which of the two is better.</p>"
     )
     return (
         note + "".join(charts) + f'<details class="figures"><summary>Figures</summary>{table(head, rows, 3)}</details>'
@@ -194,8 +192,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def folds_and_seeds(results: Results) -> str:
-    """Per system its folds and its seeds, as tables that open."""
-    return "".join(filter(None, (_folds(results, s) + _seeds(s) for s in results.systems)))
+    """Per system its folds and its seeds, in a part that opens."""
+    parts = [(system_title(s), _folds(results, s) + _seeds(s)) for s in results.systems]
+    return "".join(f"<details><summary>{title}</summary>{inner}</details>" for title, inner in parts if inner)
 
 
 def _folds(results: Results, system: System) -> str:
@@ -213,8 +212,7 @@ def _folds(results: Results, system: System) -> str:
             cells = [figure(n, float(function(c))) if len(c) > 1 else "" for n, c in zip(names, columns)]
             rows.append([f"<i>{word} over folds</i>", "", "", *cells])
     head = ["Fold", f"Chosen on {'development' if system.selected == 'dev' else 'test'} clips", "Clips"]
-    inner = table([*head, *map(score_name, names)], rows, numbers=2)
-    return f"<details><summary>Folds: {system_title(system)}</summary>{inner}</details>"
+    return table([*head, *map(score_name, names)], rows, numbers=2)
 
 
 def _seeds(system: System) -> str:
@@ -223,11 +221,10 @@ def _seeds(system: System) -> str:
     names = list(dict.fromkeys(name for scores in system.by_seed for name in scores))[:COLUMNS]
     seeds = system.seeds if len(system.seeds) == len(system.by_seed) else range(len(system.by_seed))
     rows = [
-        [f"seed {seed}", *(figure(n, scores[n]) if n in scores else "" for n in names)]
+        [str(seed), *(figure(n, scores[n]) if n in scores else "" for n in names)]
         for seed, scores in zip(seeds, system.by_seed)
     ]
-    inner = table(["Seed", *map(score_name, names)], rows, numbers=1)
-    return f"<details><summary>Seeds: {system_title(system)}</summary>{inner}</details>"
+    return table(["Seed", *map(score_name, names)], rows, numbers=1)
 
 
 def _first(name: str, names: Sequence[str]) -> list[str]:

@@ -94,19 +94,21 @@ def stress(results: Results) -> str:
 
 def _overview(results: Results) -> str:
     names, rows = titles(results), []
-    for s in results.stress:
+    names_in_order = [s.name for s in results.stress]
+    for s in sorted(results.stress, key=lambda s: names_in_order.index(s.name)):
         least, most = s.scores[0], s.scores[-1]
         rows.append(
             [
                 escape(s.title),
                 escape(names.get(s.system, s.system)),
                 score_name(s.score),
-                f"{cell(s.score, least)}<small>at {_level(s, s.levels[0])}</small>",
-                f"{cell(s.score, most)}<small>at {_level(s, s.levels[-1])}</small>",
+                f"{_level(s, s.levels[0])} to {_level(s, s.levels[-1])}",
+                cell(s.score, least),
+                cell(s.score, most),
                 "" if s.area is None else figure(s.score, s.area),
             ]
         )
-    return table(["Damage", "System", "Score", "First level", "Last level", "AUILC"], rows, numbers=3)
+    return table(["Damage", "System", "Score", "Levels", "First", "Last", "AUILC"], rows, numbers=4)
 
 
 def _shares(s: Stress) -> bool:

@@ -44,7 +44,7 @@ def score_name(score: str) -> str:
 
 
 def is_share(score: str) -> bool:
-    return any(part.rstrip("0123456789") in SHARES for part in score.split("_"))
+    return any(part in SHARES or part.rstrip("0123456789") in SHARES for part in score.split("_"))
 
 
 def scale(score: str) -> float:
@@ -113,14 +113,25 @@ def system_title(system: System) -> str:
 
 
 def titles(results: Results) -> dict[str, str]:
-    """The plain title of each system by name, with its streams where another system has the same title."""
-    twice = {s.title for s in results.systems if sum(o.title == s.title for o in results.systems) > 1}
+    """The plain title of each system by name, with its streams where another system of other streams has the same."""
+    streams: dict[str, set[str]] = {}
+    for s in results.systems:
+        streams.setdefault(s.title, set()).add(s.streams)
+    named = {
+        s.name: [s.title] + [STREAM_NAMES[s.streams].lower()] * (len(streams[s.title]) > 1) for s in results.systems
+    }
+    tested = {s.name for s in results.systems if s.selected == "test"}
     return {
-        s.name: f"{s.title}, {STREAM_NAMES[s.streams].lower()}" if s.title in twice else s.title
-        for s in results.systems
+        name: ", ".join(parts) + (" (chosen on test clips)" if name in tested else "") for name, parts in named.items()
     }
 
 
+def told(systems: Sequence[System]) -> list[System]:
+    """The systems of one kind of choice: all that the test clips did not choose, or else those."""
+    return [s for s in systems if s.selected == "dev"] or list(systems)
+
+
 def models(systems: Sequence[System]) -> list[System]:
-    """Those that are no baselines, or all where nothing else is there."""
-    return [s for s in systems if s.kind not in BASELINES] or list(systems)
+    """Of `told` those that are no baselines, or all where nothing else is there."""
+    systems = told(systems)
+    return [s for s in systems if s.kind not in BASELINES] or systems

@@ -44,11 +44,11 @@ class Distilling(Settings):
     ) -> dict[str, Tensor]:
         """What `loss` says of the complete view, its `loss` with the terms of the incomplete one added, and these.
 
-        `model(inputs, with_features=True)` gives outputs (B, classes + D) and features by stream; both views go through
+        `model(inputs, True)` gives outputs (B, classes + D) and features by stream; both views go through
         it as one batch. `known` (B, classes) bool are the classes of each clip's corpus.
         """
         view, *_ = incomplete_view(inputs, keys, tubelet)
-        outputs, features = model(joined(inputs, view), with_features=True)
+        outputs, features = model(joined(inputs, view), True)
         (whole, partly), rows = outputs.chunk(2), len(keys)
         losses = loss(whole)
         terms = {

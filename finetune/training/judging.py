@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from affekt.data.accounting import all_gather_json
 from affekt.data.errors import DataError
-from affekt.finetune.judge import Judge, Judged, judge_clips
+from affekt.finetune.judge import Judge, judge_clips
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.training.clips import Part
 from affekt.pretrain.feed import together
@@ -19,10 +19,11 @@ def judge_part(
     judge: Judge, part: Part, positions: list[int], kind: str, how: dict[str, Any], about: dict[str, Any]
 ) -> Predictions:
     """Predictions for clips of a corpus; every rank judges a share, and all get the whole table, each clip once, in the
-    order of `positions`. `how` are arguments of `judge_clips`. Raises DataError where not one clip could be judged."""
+    order of `positions`, bit by bit that of one process. `how` are arguments of `judge_clips`. Raises DataError where
+    not one clip could be judged."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    own = positions[rank::ranks]
-    judged = together(lambda: judge_clips(judge, part.index, own, kind=kind, **how) if own else _nobody())
+    share = {"kind": kind, "rank": rank, "world_size": ranks}
+    judged = together(lambda: judge_clips(judge, part.index, positions, **share, **how))
     said = {
         "positions": judged.positions,
         "logits": None if judged.logits is None else judged.logits.tolist(),
@@ -42,8 +43,9 @@ def judge_part(
         return np.array(blocks)[rows] if blocks else None
 
     found = [found[row] for row in rows]
-    unread = {clip: cause for one in everyone for clip, cause in one["unread"].items()}
     samples = [part.index.samples.row(p) for p in found]
+    seen = {sample["id"] for sample in samples}
+    unread = {clip: cause for one in everyone for clip, cause in one["unread"].items() if clip not in seen}
     targets = part.targets
     return Predictions(
         ids=[sample["id"] for sample in samples],
@@ -58,7 +60,3 @@ def judge_part(
         meta={name: [str(sample["meta"].get(name) or "") for sample in samples] for name in META},
         about={**about, "unread": unread},
     )
-
-
-def _nobody() -> Judged:
-    return Judged([], [], None, None, {})

@@ -17,7 +17,7 @@ from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.encoders import drop_path_rates
 from affekt.pretrain.export import create_encoder, load_encoder
 from affekt.pretrain.layers import Block
-from affekt.pretrain.published import read_published
+from affekt.pretrain.published import PUBLISHED_STRIDE, read_published
 from affekt.pretrain.seen import read_seen
 
 
@@ -49,12 +49,14 @@ def create_network(settings: FinetuneSettings, outputs: int, prepare: dict[str, 
     clip can teach, as those of a stream that is not used, are frozen. Raises CheckpointError as `load_encoder`."""
     torch.manual_seed(seed)
     if settings.model:
-        encoder = create_encoder(settings.model, settings.frame_stride, prepare)
+        encoder = create_encoder(settings.model, settings.frame_stride or PUBLISHED_STRIDE, prepare)
     else:
         encoder = load_encoder(settings.encoder)
         _check_preparation(encoder, prepare, settings)
         if settings.scratch:
             encoder = create_encoder(encoder.settings, encoder.window.frame_stride, prepare)
+        if settings.frame_stride:
+            encoder.window = encoder.window.model_copy(update={"frame_stride": settings.frame_stride})
     set_drop_path(encoder, settings.drop_path)
     network = create_head(encoder, outputs, settings.streams or encoder.streams, settings.head)
     freeze(network, depths(network), settings.freeze)

@@ -1,7 +1,5 @@
-"""From predictions on the disk to `results.json` and `results.csv`: all seeds of a corpus are one system."""
+"""From predictions on the disk to `results.json`, `results.csv` and `report.html`: all seeds are one system."""
 
-import csv
-import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,8 @@ from typing import Any
 from affekt.data.files import write_text
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.probes.results import versions
+from affekt.finetune.report.results import write_results_report
+from affekt.finetune.report.rows import results_csv
 from affekt.finetune.schema import Results
 from affekt.finetune.scores import describe_system, main_score, values
 from affekt.finetune.training.choice import name_of_choice
@@ -53,7 +53,8 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
             versions=versions(),
         )
         results.write(folder / "results.json")
-        write_text(folder / "results.csv", as_csv(results))
+        write_text(folder / "results.csv", results_csv(results))
+        write_results_report(folder / "report.html", results, part.index)
         found.append(results)
     return found[0]
 
@@ -61,18 +62,6 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
 def scores_of(dev: Predictions) -> dict[str, float | int]:
     """Those of the development clips, where the epoch was chosen: better than they would be elsewhere."""
     return {"seed": dev.about["seed"], "epoch": dev.about["epoch"], **values(dev)}
-
-
-def as_csv(results: Results) -> str:
-    """One line per system and score."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["system", "streams", "score", "value", "low", "high", "unit", "clusters", "clips", "selected"])
-    for system in results.systems:
-        for name, e in system.scores.items():
-            row = [system.name, system.streams, name, e.value, e.low, e.high, e.unit, e.clusters, system.clips]
-            writer.writerow([*row, system.selected])
-    return text.getvalue()
 
 
 def licences(part: Part) -> list[str]:

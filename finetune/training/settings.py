@@ -187,7 +187,9 @@ class FinetuneSettings(Settings):
     encoder: str | None = Field(None, description="an export folder or a HiCMAE .pth file; or else model")
     scratch: bool = Field(False, description="fresh weights in the architecture of `encoder`")
     model: HiCMAESettings | None = Field(None, description="an architecture, with fresh weights; name: hicmae_nano ...")
-    frame_stride: int = Field(4, ge=1, description="of `model`: video frames between two sampled ones, at 25 fps")
+    frame_stride: int | None = Field(
+        None, ge=1, description="video frames between two sampled ones, at 25 fps; null: the encoder's, or 4"
+    )
     streams: Streams | None = Field(None, description="both, video or audio; null: those of the encoder")
     drop_path: float = Field(0.0, ge=0, lt=1, description="of the last layer, growing from 0; published: 0.1")
     freeze: int | Literal["encoder"] = Field(
@@ -238,8 +240,6 @@ class FinetuneSettings(Settings):
             raise ValueError("set one of encoder (weights to start from) and model (an architecture)")
         if self.model and (self.scratch or self.transductive):
             raise ValueError("scratch and transductive are about the weights of `encoder`; a model has none")
-        if self.encoder and self.frame_stride != type(self).model_fields["frame_stride"].default:
-            raise ValueError("frame_stride is of `model`; an encoder has its own")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds}: all different")
         if self.optim.min_lr > self.optim.base_lr:

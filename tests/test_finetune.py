@@ -1,0 +1,268 @@
+"""Fine-tuning as real processes: it learns, a kill -9 changes nothing, two ranks are one, and leaks are refused."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from affekt.data.errors import SettingsError
+from affekt.data.shard_writer import ShardWriter
+from affekt.data.shards import ShardIndex
+from affekt.finetune.finetuned import load_finetuned
+from affekt.finetune.judge import judge_clips
+from affekt.finetune.predictions import Predictions
+from affekt.finetune.schema import Results
+from affekt.finetune.training.clips import check_leaks, make_table, open_clips
+from affekt.finetune.training.settings import FinetuneSettings
+from benchmarks.faults import child
+from benchmarks.faults.child import Fault
+from benchmarks.faults.rig import Rig
+
+TONES = {"high": 3000, "low": 250, "middle": 900}
+MODEL = {"name": "hicmae_nano", "streams": "audio", "embed_dim": 32, "num_heads": 2, "depth": 2, "taps": [1, 2]}
+
+
+def make_shards(folder, classes=tuple(TONES), speakers="012345678", prefix="s", takes=6):
+    """Tones by label under noise, one second each; the pitch also says how aroused, and rated, a clip is."""
+    rng, clips = np.random.default_rng(0), []
+    for number, speaker in enumerate(speakers):
+        for take in range(takes):
+            label = classes[take % len(classes)]
+            time = np.arange(16000) / 16000
+            wave = 0.1 * np.sin(2 * np.pi * TONES[label] * (1 + 0.02 * number) * time)
+            sound = io.BytesIO()
+            soundfile.write(sound, wave + 0.03 * rng.standard_normal(16000), 16000, format="FLAC")
+            arousal = 1 + 4 * list(TONES).index(label) / 2
+            other = classes[(take + 1) % len(classes)]
+            meta = {"label": label, "speaker": prefix + speaker, "arousal": arousal, "votes": {label: 3, other: 2}}
+            meta |= {"split": "train" if number < 4 else "dev" if number < 6 else "test", "licence": "CC0-1.0"}
+            name = f"{prefix}{speaker}_{take}"
+            record = {"id": name, "frames": 0, "samples": 16000, "duration": 1.0, "flags": [], "frame_sizes": []}
+            clips.append(({**record, "source_sha256": f"{name:0>64}", "meta": meta}, {"flac": sound.getvalue()}))
+    writer = ShardWriter(folder)
+    writer.write_shard(0, clips)
+    writer.finish({"size": 32, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the shards `tones`, and `other`, of other speakers without one of the classes."""
+    folder = tmp_path_factory.mktemp("finetune")
+    make_shards(folder / "tones")
+    make_shards(folder / "other", classes=("high", "low"), speakers="0123", prefix="t")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """`run(name, ranks=1, fault=None, **changes)` fine-tunes in processes of their own: (folder, exit codes, told)."""
+    rig = Rig(place / "rig")
+
+    def run(name, *, ranks=1, fault=None, **changes):
+        config = place / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(values(place, name, **changes)))
+        job = rig.call(child.finetune, str(config), ranks=ranks, fault=fault)
+        assert job.wait()
+        return place / name, job.codes, job.told
+
+    return run
+
+
+def values(place, name="run", **changes):
+    data = {"shards": str(place / "tones"), "test": {"split": "test"}, "dev": {"split": "dev"}, "workers": 0}
+    train = {"epochs": 12, "global_batch": 8, "precision": "fp32", "threads": 1, "windows": 1, "watchdog_s": None}
+    settings = {
+        "out": str(place / name),
+        "model": {**MODEL, "mel_frames": 64, "decoder_embed_dim": 16, "decoder_num_heads": 2},
+        "data": data | changes.pop("data", {}),
+        "head": {"kind": "bands", "dropout": 0.1},
+        "optim": {"base_lr": 0.1, "layer_decay": 0.9},
+        "train": train | changes.pop("train", {}),
+        "bootstrap": 100,
+    }
+    return settings | changes
+
+
+def parsed(place, **changes):
+    return FinetuneSettings.parse(values(place, **changes))
+
+
+@pytest.fixture(scope="module")
+def straight(run):
+    """Everything that draws numbers is on."""
+    return run("straight", **VARIED)
+
+
+VARIED = {
+    "drop_path": 0.1,
+    "ema": 0.5,
+    "refit": True,
+    "varied": {"mixing": {"mixup": 0.2, "share": 0.5}, "sound": {"time_masks": 1}},
+}
+
+
+def test_it_learns_what_was_planted_and_leaves_what_is_promised(straight, place):
+    out, codes, told = straight
+    assert codes == [0], told
+    results = Results.read(out / "results.json")
+    (system,) = results.systems
+    assert system.scores["uar"].value >= 0.9, told
+    assert system.seeds == [0] and system.kind == "scratch" and system.selected == "dev" and system.clips == 18
+    assert system.scores["uar"].clusters == 3 and system.calibration is not None
+    assert np.trace(system.confusion) == round(system.scores["war"].value * 18)
+    assert results.task == "single" and results.main_score == "uar" and results.licences == ["CC0-1.0"]
+    assert len((out / "results.csv").read_text().splitlines()) == 1 + len(system.scores)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {(row["seed"], row["refit"]) for row in rows} == {(0, 0), (0, 1)}
+    scores = [row["dev_score"] for row in rows if "dev_score" in row]
+    chosen = Predictions.read(out / "predictions" / "seed-0-dev.safetensors").about["epoch"]
+    assert scores.index(max(scores)) + 1 == chosen, "the earliest best look at development clips"
+    assert not list(out.glob("seed-*/*/checkpoints"))
+
+
+def test_the_saved_model_says_what_was_scored(straight, place):
+    out, *_ = straight
+    model = load_finetuned(out / "seed-0" / "model")
+    assert model.classes == ["high", "low", "middle"] and len(model.temperatures) == 1
+    table = Predictions.read(out / "predictions" / "seed-0-test.safetensors")
+    index = ShardIndex.open(place / "tones")
+    positions = {row["id"]: p for p, row in enumerate(index.samples.rows())}
+    judged = judge_clips(model, index, [positions[clip] for clip in table.ids], windows=1, batch_size=32)
+    scaled = table.logits / model.temperatures[0]
+    scaled -= np.log(np.exp(scaled).sum(1, keepdims=True))
+    assert judged.ids == table.ids and np.abs(judged.logits - scaled).max() < 1e-5
+
+
+@pytest.mark.parametrize(("point", "save"), [("before-rename", 2), ("after-rename", 13)])
+def test_a_kill_changes_nothing(run, straight, place, point, save):
+    """In the first fit, and in the one on all clips that are no test clips."""
+    name = f"killed-{save}"
+    _, codes, told = run(name, fault=Fault(point, save), **VARIED)
+    assert codes == [-9], told
+    out, codes, told = run(name, **VARIED)
+    assert codes == [0], told
+    for side in ("dev", "test"):
+        path = f"predictions/seed-0-{side}.safetensors"
+        ours, theirs = Predictions.read(out / path), Predictions.read(straight[0] / path)
+        assert ours.ids == theirs.ids and np.array_equal(ours.logits, theirs.logits)
+        assert ours.about == theirs.about
+
+
+def test_a_folder_goes_on_with_its_own_settings_alone(run, straight, place):
+    changed = {**VARIED, "ema": 0.0}
+    config = values(place, "straight", **changed)
+    assert config["out"] == str(straight[0])
+    _, codes, told = run("straight", **changed)
+    assert codes == [1] and "ema: 0.5 -> 0.0" in told
+    _, codes, told = run("straight", **VARIED)
+    assert codes == [0] and "epoch" not in told.split("finetune")[0], "what is finished is not done again"
+
+
+def test_two_ranks_are_one(run, straight, place):
+    """Where nothing is drawn per rank; the smallest score of a clip differs by rounding alone."""
+    alone, codes, told = run("alone", train={"epochs": 2}, head={"kind": "layers"})
+    assert codes == [0], told
+    both, codes, told = run("both", ranks=2, train={"epochs": 2}, head={"kind": "layers"})
+    assert codes == [0, 0], told
+    for side in ("dev", "test"):
+        ours, theirs = (Predictions.read(f / "predictions" / f"seed-0-{side}.safetensors") for f in (alone, both))
+        assert ours.ids == theirs.ids and np.abs(ours.logits - theirs.logits).max() < 1e-4, told
+
+
+def test_corpora_with_other_classes_and_ratings_share_a_head(run, place):
+    common = {"test": {"split": "test"}, "dev": {"split": "dev"}}
+    mixture = [
+        {"shards": str(place / "tones"), "labels": {"dimensions": {"arousal": [1, 5]}}, **common},
+        {"shards": str(place / "other"), "labels": {"map": {"high": "sharp", "low": "low"}}},
+    ]
+    data = {"shards": None, "test": None, "dev": None, "mixture": mixture, "temperature": 2}
+    train = {"epochs": 16, "choose": "last"}
+    out, codes, told = run("mixture", data=data, loss={"dimensions": "ccc+mse"}, train=train, seeds=[3, 4])
+    assert codes == [0], told
+    results = Results.read(out / "results.json")
+    assert results.task == "joint" and results.classes == ["high", "low", "middle"]
+    assert results.systems[0].scores["uar"].value >= 0.8 and results.systems[0].scores["ccc_arousal"].value >= 0.5
+    assert results.systems[0].seeds == [3, 4] and len(results.systems[0].by_seed) == 2
+    table = Predictions.read(out / "predictions" / "seed-3-test.safetensors")
+    assert table.ratings.min() == 1 and table.ratings.max() == 5 and 0 < table.values.mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "score"),
+    [
+        ({"rule": "soft"}, "soft", "kl"),
+        ({"rule": "all_inclusive"}, "multi", "multi_macro_f1"),
+        ({"rule": None, "dimensions": {"arousal": [1, 5]}}, "dimensions", "ccc"),
+    ],
+)
+def test_other_tasks(run, labels, task, score):
+    data = {"labels": labels}
+    more = {"loss": {"balance": True, "penalty": 0.1}} if task != "dimensions" else {}
+    out, codes, told = run(task, data=data, train={"epochs": 4}, **more)
+    assert codes == [0], told
+    results = Results.read(out / "results.json")
+    assert results.task == task and score in results.systems[0].scores
+
+
+def test_several_corpora_have_one_table_of_targets(place):
+    mixture = [
+        {"shards": str(place / "tones"), "test": {"split": "test"}, "dev": {"split": "dev"}},
+        {"shards": str(place / "other"), "labels": {"rule": None, "dimensions": {"arousal": [1, 5]}}},
+    ]
+    settings = parsed(place, data={"shards": None, "test": None, "dev": None, "mixture": mixture})
+    clips = open_clips(settings, "audio")
+    table = make_table(clips)
+    assert len(table.target) == 54 + 24 and table.target[54:].isnan().all() and not table.known[54:].any()
+    assert table.ratings[:54].isnan().all() and table.ratings[54].tolist() == [-1] and table.ratings[55].tolist() == [0]
+    assert table.group[0] != table.group[54]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"dev": None}}, "needs both `test` and `dev`"),
+        ({"data": {"test": None, "dev": None}}, "say which clips are to be scored"),
+        (
+            {"data": {"dev": {"id": ["s6_0"]}, "test": {"id": ["s6_1"]}}},
+            "value.s. of `speaker` stand on both sides: s6",
+        ),
+        ({"data": {"test": {"split": ["nowhere"]}}}, "no clip left has"),
+        ({"data": {"group": "session"}}, "has no `session`"),
+        ({"data": {"labels": {"field": "speaker"}}}, "classes that no training clip has"),
+        ({"encoder": "x"}, "set one of encoder"),
+        ({"scratch": True}, "a model has none"),
+        ({"train": {"choose": "last", "patience": 3}}, "does not look at"),
+        ({"data": {"labels": {"rule": "soft"}}, "train": {"accumulate": 2}, "loss": {"smothing": 1}}, "smoothing"),
+        ({"data": {"labels": {"dimensions": {"arousal": [1, 5]}}}, "train": {"accumulate": 2}}, "needs all clips"),
+        ({"data": {"temperature": 2}}, "several corpora"),
+        ({"seeds": [1, 1]}, "all different"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_it_begins(place, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        open_clips(parsed(place, **changes), "audio")
+
+
+def test_a_test_clip_that_pre_training_has_seen_is_refused(place):
+    seen = {"ids": [], "sources": [], "speakers": ["s7"], "licences": [], "data_sets": []}
+    settings = parsed(place)
+    clips = open_clips(settings, "audio")
+    with pytest.raises(SettingsError, match=r"seen test clips: shared 1 speakers \(s7\)"):
+        check_leaks(clips, settings, seen)
+    allowed = settings.model_copy(update={"transductive": True})
+    assert check_leaks(clips, allowed, seen)["tones"]["shared_with_test"]["speakers"] == 1
+    assert check_leaks(clips, settings, None) == {}
+
+
+def test_a_file_behind_two_corpora_is_refused(place, tmp_path):
+    make_shards(tmp_path / "again", speakers="78", takes=3)  # ids and files of test speakers
+    mixture = [
+        {"shards": str(place / "tones"), "test": {"split": "test"}, "dev": {"split": "dev"}},
+        {"shards": str(tmp_path / "again")},
+    ]
+    with pytest.raises(SettingsError, match="made from the same file as one that tones has in `test`"):
+        open_clips(parsed(place, data={"shards": None, "test": None, "dev": None, "mixture": mixture}), "audio")
