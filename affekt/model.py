@@ -1,6 +1,7 @@
 """An exported encoder together with the way from a media file to its embeddings."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,10 +60,11 @@ class Model:
         known = self._means(clip, windows, self.encoder.embed, name)
         return {stream: normalize(x, dim=0).cpu() for stream, x in known.items()}
 
-    def contrast_features(self, clip: PreparedClip, windows: int = 4) -> dict[str, Tensor]:
+    def contrast_features(self, clip: PreparedClip, windows: int = 4, segments: int = 0) -> dict[str, Tensor]:
         """`Encoder.contrast_features` of a clip, (K, D) each on the CPU: the mean over windows, not normalised. A
         stream that the clip lacks has no entry. Raises DataError where it holds none that the encoder knows."""
-        means = self._means(clip, windows, self.encoder.contrast_features, "clip")
+        compute = partial(self.encoder.contrast_features, segments=segments)
+        means = self._means(clip, windows, compute, "clip")
         return {name: x.cpu() for name, x in means.items()}
 
     def _means(

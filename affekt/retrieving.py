@@ -90,7 +90,7 @@ def retrieve(
     found = []
     for path in clips:
         prepared = prepare_clip_safely(path, model.prepare_settings)
-        features = model.contrast_features(prepared, opened.about["windows"])
+        features = model.contrast_features(prepared, opened.about["windows"], opened.space.segments)
         has = {name.partition("_")[0] for name in features}
         query, target = choose_streams(has | ({"both"} if len(has) == 2 else set()), set(opened.searches), by, to, path)
         rows = {name: x[None].numpy() for name, x in features.items()}
@@ -124,8 +124,8 @@ def recall(
 ) -> None:
     """Measure how well clips are found: sound for a picture and back, and clips of the same label; with intervals."""
     path = find_experiment(config)
-    from affekt.finetune.retrieval.evaluate import RetrievalSettings
     from affekt.finetune.retrieval.evaluate import recall as measure
+    from affekt.finetune.retrieval.settings import RetrievalSettings
 
     settings = RetrievalSettings.read(path, overrides or [])
     if print_config:

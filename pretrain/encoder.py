@@ -94,12 +94,14 @@ class Encoder(nn.Module):
         return None if bool((frames >= self.settings.mel_frames).all()) else valid_audio_tokens(frames, self.settings)
 
     @torch.inference_mode()
-    def contrast_features(self, batch: Batch) -> dict[str, Tensor]:
+    def contrast_features(self, batch: Batch, segments: int = 0) -> dict[str, Tensor]:
         """What pre-training compares between the streams (HiCMAE section 3.3), with nothing hidden and not normalised.
 
         `{"video_taps": (B, K, D), "audio_taps": (B, K, D)}`, the mean of the tokens of each of K taps, and behind the
-        projection heads, where the export has them, `video_heads` and `audio_heads` (B, K, P). A stream that the batch
-        or the encoder lacks has no entry, rows of clips without it are NaN.
+        projection heads, where the export has them, `video_heads` and `audio_heads` (B, K, P). With `segments`, also
+        `video_steps` and `audio_steps` (B, K * segments, D), the means over so many equal parts of the window, which
+        keep what happens when (zeros where sound is over). A stream that the batch or the encoder lacks has no entry,
+        rows of clips without it are NaN.
         """
         inputs, s = self.preprocess(batch), self.settings
         there = {"video": inputs.video is not None, "audio": inputs.audio is not None}
@@ -114,10 +116,12 @@ class Encoder(nn.Module):
                 features[f"{stream}_heads"] = torch.stack(
                     [head(x).flatten(1) for head, x in zip(heads, means, strict=True)], 1
                 )
-            for name in (f"{stream}_taps", f"{stream}_heads"):
-                if name in features:
-                    features[name] = features[name].float()
-                    features[name][~getattr(inputs, f"has_{stream}")] = float("nan")
+            if segments:
+                steps = [mean_by_time(tokens[f"{stream}_{tap}"], valid, segments) for tap in s.taps]
+                features[f"{stream}_steps"] = torch.cat(steps, 1)
+            for name in (f"{stream}_{kind}" for kind in ("taps", "heads", "steps") if f"{stream}_{kind}" in features):
+                features[name] = features[name].float()
+                features[name][~getattr(inputs, f"has_{stream}")] = float("nan")
         return features
 
     @torch.inference_mode()
@@ -141,3 +145,11 @@ class Encoder(nn.Module):
         if len(streams) == 2:
             embeddings["both"] = torch.cat((embeddings["video"], embeddings["audio"]), -1) / 2**0.5
         return embeddings
+
+
+def mean_by_time(tokens: Tensor, valid: Tensor | None, segments: int) -> Tensor:
+    """(B, N, D), the first axis of whose grid is time, -> (B, segments, D): means over equal runs of tokens that are no
+    padding, as `valid` (B, N) says, and zeros where all of a run is."""
+    weight = tokens.new_ones(tokens.shape[:2]) if valid is None else valid.to(tokens)
+    parts = zip(tokens.tensor_split(segments, 1), weight.tensor_split(segments, 1), strict=True)
+    return torch.stack([(x * w[..., None]).sum(1) / w.sum(1, keepdim=True).clamp(min=1) for x, w in parts], 1)

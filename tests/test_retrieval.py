@@ -10,10 +10,11 @@ from sklearn.metrics import average_precision_score
 
 from affekt.data.errors import SettingsError
 from affekt.data.loader import eval_loader
+from affekt.finetune.retrieval.features import clip_features, plain_features
 from affekt.finetune.retrieval.ranks import CUTS, estimates, rank
 from affekt.finetune.retrieval.recall import ALIKE, CROSS, Clips, choose, measure
 from affekt.finetune.retrieval.search import Search, build, effort, read_index, recall_against, tune, write_index
-from affekt.finetune.retrieval.space import Space, aligned, centred, clip_features, default_space, menu, unit
+from affekt.finetune.retrieval.space import Space, aligned, centred, default_space, menu, unit
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.export import create_encoder, load_encoder, save_encoder, start_from
 from affekt.pretrain.hicmae import HiCMAE
@@ -200,12 +201,12 @@ def test_an_inner_product_is_the_mean_cosine_over_taps():
 def test_alignment_finds_across_streams_what_cosines_do_not(tmp_path):
     fit, base = planted(300, seed=1), planted(60, seed=2)
     plain = centred(Space("taps", (0, 1)), fit)
-    space = aligned(plain, fit, 0.01)
+    space = aligned(plain, fit, [0.01])[0]
     assert measure(CROSS[0], plain, base, clips_of(60)).ranks.scores()["recall_1"] < 0.2
     for task in CROSS:
         assert measure(task, space, base, clips_of(60)).ranks.scores()["recall_1"] > 0.8
     shuffled = fit | {"audio_taps": fit["audio_taps"][np.random.default_rng(0).permutation(300)]}
-    nothing = measure(CROSS[0], aligned(plain, shuffled, 0.01), base, clips_of(60)).ranks.scores()
+    nothing = measure(CROSS[0], aligned(plain, shuffled, [0.01])[0], base, clips_of(60)).ranks.scores()
     assert nothing["recall_1"] < 0.15
     space.save(tmp_path / "space.safetensors")
     again = Space.load(tmp_path / "space.safetensors")
@@ -257,10 +258,27 @@ def test_features_are_what_the_contrast_compares(projector, tiny_shards):
     for place, (stream, has) in enumerate((("video", inputs.has_video), ("audio", inputs.has_audio))):
         torch.testing.assert_close(found[f"{stream}_{kind}"][has], expected[has, place])
         assert found[f"{stream}_taps"].shape == (3, 2, 24) and found[f"{stream}_taps"][~has].isnan().all()
+    steps = encoder.contrast_features(batch, segments=4)["audio_steps"]
+    runs = encoder.grid_audio[0] // 4 * encoder.grid_audio[1]
+    mean = tokens["audio_2"][:, runs : 2 * runs].mean(1)  # the second quarter, of full windows
+    torch.testing.assert_close(steps[inputs.has_audio, 4 + 1], mean[inputs.has_audio])
     features = clip_features(encoder, index, [0, 1, 2], windows=1)
     np.testing.assert_allclose(features[f"audio_{kind}"], found[f"audio_{kind}"], atol=1e-5)
     assert default_space(encoder, features).name == f"{kind} 1+2"
-    assert len(list(menu(encoder, None))) == (6 if projector else 3)
+    assert len(list(menu(encoder, None, 2))) == (9 if projector else 6)
+
+
+def test_plain_features_are_means_over_parts_of_the_window(tiny_shards):
+    encoder, index = encoder_of(), tiny_shards(3, "mixed", size=32)
+    features = plain_features(encoder, index, [0, 1, 2], windows=1, segments=2)
+    assert features["audio_steps"].shape == (3, 2, 64) and features["video_steps"].shape == (3, 2, 512)
+    assert np.isnan(features["audio_steps"][1]).all() and np.isnan(features["video_steps"][2]).all()
+    batch = next(iter(eval_loader(index, encoder.window, batch_size=1)))
+    grey = batch.video[0].double().mean(-1).reshape(4, 16, 2, 16, 2).mean((2, 4)).flatten(1) / 255
+    np.testing.assert_allclose(features["video_steps"][0, 1, :256], grey[2:].mean(0), atol=1e-5)
+    change = (grey[1:] - grey[:-1]).abs()
+    np.testing.assert_allclose(features["video_steps"][0, 1, 256:], change[1:].mean(0), atol=1e-5)
+    np.testing.assert_allclose(features["video_steps"][0, 0, 256:], change[0] / 2, atol=1e-5)
 
 
 def test_exports_carry_the_projection_heads(tmp_path, capsys):

@@ -15,8 +15,9 @@ from affekt.data.media.clip import PrepareSettings
 from affekt.data.prepare import prepare
 from affekt.data.shards import ShardIndex
 from affekt.finetune.retrieval import indexing
-from affekt.finetune.retrieval.evaluate import RetrievalSettings, recall
+from affekt.finetune.retrieval.evaluate import recall
 from affekt.finetune.retrieval.index import ClipIndex
+from affekt.finetune.retrieval.settings import RetrievalSettings
 from affekt.finetune.schema import Results
 from affekt.pretrain.export import create_encoder, load_encoder, save_encoder
 from affekt.pretrain.registry import model_settings
@@ -129,7 +130,8 @@ def test_approximate_kinds_answer_from_their_files(kind, export, index, tmp_path
     assert [clip["id"] for clip in flat.clips] == sorted(clip["id"] for clip in flat.clips)
     stored = load_file(folders[kind] / "vectors.safetensors")["audio"]
     wanted, found = (opened.searches["audio"](stored, 3)[1] for opened in (flat, other))
-    assert np.mean(wanted == found) > 0.9 and (wanted[:, 0] == np.arange(48)).all()
+    assert np.mean(wanted == found) > 0.9
+    assert (wanted[:, 0] == np.arange(48) % 24).all()  # clips 24 on are copies of those before, and the first id wins
     (folders[kind] / "audio.faiss").write_bytes((folders[kind] / "video.faiss").read_bytes())
     with pytest.raises(DataError, match=r"audio\.faiss"):  # faiss never gets to see it
         ClipIndex.open(folders[kind])
@@ -184,9 +186,22 @@ def test_an_experiment_writes_what_was_found(experiment, tmp_path, capsys):
     results = recall(settings)
     assert Results.read(settings.output / "results.json") == results
     names = [system.name for system in results.systems]
-    assert names == ["pretrained_contrast", "pretrained_chosen", "random_contrast", "random_chosen"]
+    assert names == [
+        "pretrained_contrast",
+        "pretrained_chosen",
+        "statistics_chosen",
+        "random_contrast",
+        "random_chosen",
+    ]
+    assert results.systems[2].kind == "statistics"
     for system in results.systems:
         assert 0 <= system.scores["video_to_audio_recall_1"].low <= system.scores["video_to_audio_recall_1"].high <= 1
+    gaps = {(d.minus, d.score): d for d in results.differences}
+    assert {minus for minus, _ in gaps} == {"random_chosen", "statistics_chosen", "pretrained_contrast"}
+    values = {s.name: s.scores["video_to_audio_map"].value for s in results.systems}
+    gap = gaps["statistics_chosen", "video_to_audio_map"].estimate
+    assert gap.value == pytest.approx(values["pretrained_chosen"] - values["statistics_chosen"])
+    assert gap.low <= gap.value <= gap.high and 0 < gaps["statistics_chosen", "video_to_audio_map"].p <= 1
     (table,) = results.tables
     chance = {row[1]: row for row in table.rows if row[0] == "Chance"}
     assert chance["audio_to_video"][5] == f"{100 / 12:.1f}" and chance["audio_to_video"][8] == "6.5"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from safetensors import SafetensorError
 
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.files import check_version, hash_file
@@ -36,6 +37,7 @@ class ClipIndex:
     clips: list[dict[str, Any]]
     rows: dict[str, np.ndarray]
     searches: dict[str, Search]
+    files: np.ndarray  # SHA-256 of the source files, sorted: their places are the groups of the searches
 
     @classmethod
     def open(cls, folder: str | Path) -> "ClipIndex":
@@ -44,13 +46,15 @@ class ClipIndex:
         try:
             about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             check_version(about, FORMAT, VERSION, folder / MANIFEST)
-            for name, digest in about["files"].items():
-                if Path(name).name != name or hash_file(folder / name) != digest:
+            own = [f"{stream}.faiss" for stream in about["streams"]] if about["kind"] != "flat" else []
+            for name in ("vectors.safetensors", "clips.jsonl", "space.safetensors", *own):
+                if hash_file(folder / name) != about["files"][name]:
                     raise DataError(f"{folder / name}: its checksum differs from {MANIFEST}; make the index again")
             vectors = safetensors.numpy.load_file(folder / "vectors.safetensors")
             clips = [json.loads(line) for line in (folder / "clips.jsonl").read_text(encoding="utf-8").splitlines()]
             space = Space.load(folder / "space.safetensors")
-            sources = np.unique([clip["source_sha256"] or clip["id"] for clip in clips], return_inverse=True)[1]
+            names = [clip["source_sha256"] or f"clip {clip['id']}" for clip in clips]
+            files, sources = np.unique(names, return_inverse=True)
             rows = {stream: vectors[f"{stream}_rows"] for stream in about["streams"]}
             searches = {}
             for stream, where in rows.items():
@@ -58,8 +62,8 @@ class ClipIndex:
                 if about["kind"] != "flat":
                     searches[stream].approximate = read_index(folder / f"{stream}.faiss")
                     effort(about["kind"], searches[stream].approximate, about["tuned"][stream]["effort"])
-            return cls(folder, about, space, clips, rows, searches)
-        except (OSError, LookupError, TypeError, ValueError) as error:
+            return cls(folder, about, space, clips, rows, searches, files)
+        except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{folder}: no index can be read: {error!r}; `affekt index` writes one") from None
 
     def search(
@@ -75,8 +79,10 @@ class ClipIndex:
         if "both" in (query, target) and query != target:
             raise SettingsError(f"asking with {query} for {target}: `both` is compared with `both` alone")
         search, rows = self.searches[target], self.rows[target]
-        known = {self.clips[clip]["source_sha256"]: group for clip, group in zip(rows, search.groups)}
-        own = np.array([known.get(source, -1) if source else -1 for source in sources]) if len(sources) else None
+        own = None
+        if len(sources):
+            places = np.searchsorted(self.files, np.array(sources)).clip(max=len(self.files) - 1)
+            own = np.where(self.files[places] == np.array(sources), places, -1)
         scores, places = search(self.space.vectors(features, query), k, own)
         return [
             [{**self.clips[rows[p]], "score": float(s)} for s, p in zip(*pair) if p >= 0]

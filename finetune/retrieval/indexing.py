@@ -15,9 +15,10 @@ from affekt.data.errors import DataError, SettingsError
 from affekt.data.files import committed, flush, hash_file, refuse_other_kind, write_text
 from affekt.data.shards import ShardIndex
 from affekt.finetune.features import weights_hash
+from affekt.finetune.retrieval.features import clip_features
 from affekt.finetune.retrieval.index import FORMAT, MANIFEST, STREAMS, VERSION, stored
 from affekt.finetune.retrieval.search import Kind, Search, build, tune, write_index
-from affekt.finetune.retrieval.space import Features, Space, clip_features, default_space
+from affekt.finetune.retrieval.space import Features, Space, default_space
 from affekt.pretrain.encoder import Encoder
 
 PER_PART = 256  # clips whose features are written at once: what a kill may cost
@@ -52,15 +53,19 @@ def write_clip_index(
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise SettingsError(f"{out}: holds other files; choose another folder")
     positions = sorted(map(int, positions), key=lambda p: shards.samples.row(p)["id"])  # equal scores go by id
+    if not positions:
+        raise SettingsError(f"{shards.root}: no clip to index")
     clips = [shards.samples.row(p) for p in positions]
     made_of = {"weights": weights_hash(encoder), "shards": shards.fingerprint, "windows": windows}
-    partial = kept(out, {**made_of, "ids": [clip["id"] for clip in clips]})
+    segments = space.segments if space else 0
+    partial = kept(out, {**made_of, "segments": segments, "ids": [clip["id"] for clip in clips]})
     parts = []
     for start in range(0, len(positions), PER_PART):
         path = partial / f"part-{start // PER_PART:06d}.safetensors"
         if not path.is_file():
             some = positions[start : start + PER_PART]
-            features = clip_features(encoder, shards, some, windows=windows, batch_size=batch_size, workers=workers)
+            how = {"windows": windows, "segments": segments, "batch_size": batch_size, "workers": workers}
+            features = clip_features(encoder, shards, some, **how)
             with committed(path) as file:
                 file.write(safetensors.numpy.save(features))
         parts.append(safetensors.numpy.load_file(path))

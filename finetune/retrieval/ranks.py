@@ -5,12 +5,13 @@ A list whose scores are all the same is worth what chance is, whatever its items
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy.special import gammaln
 
-from affekt.finetune.metrics.intervals import resample_weights, resampling_unit
+from affekt.finetune.metrics.intervals import intervals
 from affekt.finetune.schema import Estimate
 
 CUTS = (1, 5, 10)
@@ -101,20 +102,17 @@ def estimates(
 ) -> dict[str, Estimate]:
     """Each score with its 95 % interval: queries are resampled, by whole `groups` (one of each query; `unit` is the
     word for one, `id` for clips). What they are searched among stays as it is."""
-    values, names = ranks.values(), ranks.scores()
     order = np.argsort(ranks.first, kind="stable")
-    draws: dict[str, list[np.ndarray]] = {name: [] for name in values}
-    for weights in resample_weights(len(ranks.first), groups, n, seed):
-        for name, each in values.items():
-            draws[name].append(
-                _medians(each, weights, order) if name == "median_rank" else weights @ each / weights.sum(1)
-            )
-    found = {}
-    for name, drawn in draws.items():
-        low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975]).tolist()
-        what = "clips" if unit == "id" else resampling_unit(groups).replace("speaker", unit)
-        found[name] = Estimate(value=names[name], low=low, high=high, unit=what, clusters=len(set(groups)))
-    return found
+    measures = {name: partial(_mean, values) for name, values in ranks.values().items()}
+    measures["median_rank"] = lambda weights: _medians(ranks.first, weights, order)
+    found = intervals(measures, len(ranks.first), groups, n, seed, cluster=unit)
+    if unit == "id":
+        found = {name: replace(interval, unit="clips") for name, interval in found.items()}
+    return {name: Estimate(**interval.as_dict()) for name, interval in found.items()}
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return weights @ values / weights.sum(1)
 
 
 def _medians(values: np.ndarray, weights: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -14,8 +14,9 @@ import numpy as np
 
 from affekt.data.errors import SettingsError
 from affekt.data.shards import ShardIndex
+from affekt.finetune.retrieval.features import clip_features, plain_features, time_segments
 from affekt.finetune.retrieval.ranks import Ranks, rank
-from affekt.finetune.retrieval.space import Features, Space, clip_features, default_space, menu
+from affekt.finetune.retrieval.space import Features, Space, aligned, centred, default_space, menu
 from affekt.pretrain.encoder import Encoder
 
 Apart = Literal["source", "speaker"]
@@ -82,6 +83,7 @@ def evaluate(
     fit: Sequence[int] = (),
     label: str | None = None,
     apart: Apart = "source",
+    plain: bool = False,
     windows: int = 4,
     batch_size: int = 16,
     workers: int = 0,
@@ -91,23 +93,32 @@ def evaluate(
 
     `contrast` is the space that pre-training compared in, `chosen` that of `menu` with the best mean average precision
     among the clips of `dev`; it is there with `dev` alone. `fit` are the clips whose means are taken off and whose
-    pairs are aligned, no label of theirs is used. Raises SettingsError where no query has a right answer in reach.
+    pairs are aligned, no label of theirs is used. With `plain`, features that need no learning take the place of the
+    encoder's, with a menu of alignments alone; that needs both `dev` and `fit`. Raises SettingsError where no query has
+    a right answer in reach.
     """
     parts = [np.asarray(part, int) for part in (positions, dev, fit)]
-    how = {"windows": windows, "batch_size": batch_size, "workers": workers, "on_batch": on_batch}
-    together = clip_features(encoder, index, np.concatenate(parts).tolist(), **how)
+    segments = time_segments(encoder) if len(dev) else 0  # steps are only ever chosen
+    how = {"windows": windows, "segments": segments, "batch_size": batch_size, "workers": workers, "on_batch": on_batch}
+    extract = plain_features if plain else clip_features
+    together = extract(encoder, index, np.concatenate(parts).tolist(), **how)
     ends = np.cumsum([len(part) for part in parts])[:-1]
     split = [dict(zip(together, rows)) for rows in zip(*(np.split(x, ends) for x in together.values()))]
     base, choosing, fitting = (part if len(where) else None for part, where in zip(split, parts))
-    clips = Clips.of(index, positions, label)
-    tasks = tasks_of(index, positions, encoder.streams, label)
-    space = default_space(encoder, fitting or base)
-    found = {"contrast": {task.name: measure(task, space, base, clips, apart) for task in tasks}}
-    if choosing:
-        known = Clips.of(index, dev, label)
-        chosen = choose(list(menu(encoder, fitting)), tasks, choosing, known, apart)
-        found["chosen"] = {task.name: measure(task, chosen[task.choice], base, clips, apart) for task in tasks}
-    return found
+    clips, tasks = Clips.of(index, positions, label), tasks_of(index, positions, encoder.streams, label)
+    spaces: dict[str, dict[str, Space]] = {}
+    if plain:
+        steps = Space("steps", (0,), segments=segments)
+        candidates = aligned(centred(steps, fitting), fitting)
+    else:
+        spaces["contrast"] = dict.fromkeys((task.choice for task in tasks), default_space(encoder, fitting or base))
+        candidates = list(menu(encoder, fitting, segments)) if choosing else []
+    if candidates:
+        spaces["chosen"] = choose(candidates, tasks, choosing, Clips.of(index, dev, label), apart)
+    return {
+        kind: {task.name: measure(task, chosen[task.choice], base, clips, apart) for task in tasks}
+        for kind, chosen in spaces.items()
+    }
 
 
 def tasks_of(index: ShardIndex, positions: Sequence[int], streams: str, label: str | None) -> list[Task]:

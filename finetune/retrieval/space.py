@@ -4,34 +4,31 @@ A vector is the taps' features, each of unit length, one behind the other: the i
 over taps of their cosine similarities.
 """
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
-import torch
 from safetensors import SafetensorError, safe_open
 
-from affekt.data.batch import Batch
 from affekt.data.errors import DataError
 from affekt.data.files import check_version, committed
-from affekt.data.shards import ShardIndex
-from affekt.finetune.features import average_views
 from affekt.pretrain.encoder import Encoder
 
 FORMAT, VERSION = "affekt-retrieval-space", "1.0"
 SMALLEST = 1e-12
-PENALTIES = (0.01, 0.1, 1.0)  # of `aligned`, as parts of the mean variance
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of `aligned`, as parts of the mean variance
 
 Features = dict[str, np.ndarray]  # `video_taps` and so on: float32 (clips, K, D), NaN where a clip lacks the stream
 
 
 @dataclass
 class Space:
-    """`features` taps or heads (projection heads), `taps` places in the encoder's list of them.
+    """`features` are taps, heads (projection heads) or steps (taps over `segments` parts of the window), `taps` places
+    in the encoder's list of them.
 
     `means` (K, D) by stream are taken off first: with `contrast_center` the contrast was computed so. `maps` are linear
     maps of each stream's vectors into a common space (`aligned`).
@@ -42,6 +39,13 @@ class Space:
     means: dict[str, np.ndarray] = field(default_factory=dict)
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     penalty: float | None = None
+    segments: int = 0
+
+    def part(self, features: Features, stream: str) -> np.ndarray:
+        """float64 (clips, taps or taps x segments, D): what the vectors are made of."""
+        runs = max(self.segments, 1)
+        places = [tap * runs + run for tap in self.taps for run in range(runs)]
+        return features[f"{stream}_{self.features}"][:, places].astype(np.float64)
 
     @property
     def name(self) -> str:
@@ -55,12 +59,12 @@ class Space:
         if stream == "both":
             parts = [self.vectors(features, one) for one in ("video", "audio")]
             return (np.concatenate(parts, 1) / np.float32(np.sqrt(2))).astype(np.float32)
-        x = features[f"{stream}_{self.features}"][:, list(self.taps)].astype(np.float64)
+        x = self.part(features, stream)
         if self.means:
             if stream not in self.means:
                 raise DataError(f"a space without a mean of {stream}: the clips it was made on had none; make it again")
             x = x - self.means[stream]
-        x = unit(x).reshape(len(x), -1) / np.sqrt(len(self.taps))
+        x = unit(x).reshape(len(x), -1) / np.sqrt(x.shape[1])
         if self.maps:
             x = unit((x - self.maps[f"{stream}_mean"]) @ self.maps[stream])
         return x.astype(np.float32)
@@ -68,7 +72,7 @@ class Space:
     def save(self, path: Path) -> None:
         """One safetensors file."""
         about = {"format": FORMAT, "version": VERSION, "features": self.features, "taps": list(self.taps)}
-        about["penalty"] = self.penalty
+        about |= {"penalty": self.penalty, "segments": self.segments}
         arrays = {f"means/{s}": x for s, x in self.means.items()} | {f"maps/{s}": x for s, x in self.maps.items()}
         arrays = {name: np.ascontiguousarray(x, np.float64) for name, x in arrays.items()} or {"none": np.zeros(1)}
         with committed(path) as file:
@@ -86,51 +90,14 @@ class Space:
                 kind: {n.partition("/")[2]: x for n, x in arrays.items() if n.startswith(kind)}
                 for kind in ("means", "maps")
             }
-            return cls(about["features"], tuple(about["taps"]), **parts, penalty=about["penalty"])
+            numbers = {"penalty": about["penalty"], "segments": about["segments"]}
+            return cls(about["features"], tuple(about["taps"]), **parts, **numbers)
         except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
             raise DataError(f"{path}: no space of retrieval can be read: {error!r}; make it again") from None
 
 
 def unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), SMALLEST)
-
-
-def clip_features(
-    encoder: Encoder,
-    index: ShardIndex,
-    positions: Sequence[int],
-    *,
-    windows: int = 4,
-    batch_size: int = 16,
-    workers: int = 0,
-    on_batch: Callable[[int], None] | None = None,
-) -> Features:
-    """`Encoder.contrast_features` of the clips at `positions`, averaged over `windows` evenly spaced views of each.
-
-    Clips that cannot be decoded are NaN in every stream, as those that lack one are in that. Raises DataError naming a
-    clip whose features are not finite.
-    """
-    device = next(encoder.parameters()).device
-    encoder.eval()
-
-    def compute(batch: Batch, streams: str) -> dict[str, torch.Tensor]:
-        return {n: x for n, x in encoder.contrast_features(batch.to(device)).items() if streams in ("both", n[:5])}
-
-    how = {"windows": windows, "streams": encoder.streams, "batch_size": batch_size, "workers": workers}
-    table = average_views(compute, index, positions, encoder.window, **how, on_batch=on_batch)
-    s, features = encoder.settings, {}
-    widths = {"taps": s.embed_dim} | ({"heads": s.projector_dim} if encoder.has_projectors else {})
-    for stream in ("video", "audio") if encoder.streams == "both" else (encoder.streams,):
-        for kind, width in widths.items():
-            features[f"{stream}_{kind}"] = np.full((len(positions), len(s.taps), width), np.nan, np.float32)
-    for name, rows in table.blocks.items():
-        has = table.has[name[:5]]
-        bad = np.flatnonzero(~np.isfinite(rows).all((1, 2)))
-        if len(bad):
-            clip = table.ids[np.flatnonzero(has)[bad[0]]]
-            raise DataError(f"{name}: {len(bad)} of {len(rows)} clips have NaN or infinite features, first {clip}")
-        features[name][has] = rows
-    return features
 
 
 def default_space(encoder: Encoder, features: Features) -> Space:
@@ -141,55 +108,58 @@ def default_space(encoder: Encoder, features: Features) -> Space:
     return centred(space, features) if encoder.settings.contrast_center else space
 
 
-def menu(encoder: Encoder, fit: Features | None) -> Iterator[Space]:
-    """What development clips choose from: taps or heads, all of them or one, as they are or without their mean over
-    the clips of `fit`, and all taps aligned on the pairs of `fit`."""
-    count = len(encoder.settings.taps)
-    every = tuple(range(count))
-    for kind in ("heads", "taps") if encoder.has_projectors else ("taps",):
-        for taps in dict.fromkeys([every, *((tap,) for tap in every)]):
-            yield Space(kind, taps)
-            if fit is not None:
-                yield centred(Space(kind, taps), fit)
-    if fit is not None and encoder.streams == "both" and pairs(fit).sum() > 1:
-        for penalty in PENALTIES:
-            yield aligned(centred(Space("taps", every), fit), fit, penalty)
+def menu(encoder: Encoder, fit: Features | None, segments: int) -> Iterator[Space]:
+    """What development clips choose from: taps, heads or steps, all taps or one, as they are or without their mean over
+    the clips of `fit`, and all taps (steps of all or of one) aligned on the pairs of `fit`."""
+    every = tuple(range(len(encoder.settings.taps)))
+    some = list(dict.fromkeys([every, *((tap,) for tap in every)]))
+    kinds = [*(["heads"] if encoder.has_projectors else []), "taps", "steps"]
+    for kind, taps in itertools.product(kinds, some):
+        space = Space(kind, taps, segments=segments if kind == "steps" else 0)
+        yield from (space,) if fit is None else (space, centred(space, fit))
+        if (
+            fit is not None
+            and encoder.streams == "both"
+            and (kind, taps) in [("taps", every), *(("steps", t) for t in some)]
+        ):
+            yield from aligned(centred(space, fit), fit)
 
 
 def centred(space: Space, fit: Features) -> Space:
     """The space without the mean over the clips of `fit`, of each stream on its own."""
     means = {}
-    for name, x in fit.items():
-        stream, _, kind = name.partition("_")
-        if kind == space.features and not np.isnan(x).all():
-            means[stream] = np.nanmean(x[:, list(space.taps)].astype(np.float64), 0)
-    return Space(space.features, space.taps, means)
+    for stream in ("video", "audio"):
+        name = f"{stream}_{space.features}"
+        if name in fit and not np.isnan(fit[name]).all():
+            means[stream] = np.nanmean(space.part(fit, stream), 0)
+    return replace(space, means=means)
 
 
-def aligned(space: Space, fit: Features, penalty: float) -> Space:
+def aligned(space: Space, fit: Features, penalties: Sequence[float] = PENALTIES) -> list[Space]:
     """`space` with a linear map of each stream into a common one: canonical correlation analysis on the clips of `fit`
-    that have both streams, which uses no labels.
+    that have both streams, which uses no labels. One for each of `penalties`, none for less than two clips.
 
-    Directions weigh by their correlation (Gong et al. 2014, "A multi-view embedding space", section 3.2). `penalty` is
+    Directions weigh by their correlation (Gong et al. 2014, "A multi-view embedding space", section 3.2). A penalty is
     added to the variance of every direction, as a part of the mean one (Vinod 1976, "canonical ridge").
     """
-    video, audio = (space.vectors(fit, stream).astype(np.float64) for stream in ("video", "audio"))
-    paired = pairs(fit)
-    video, audio = video[paired], audio[paired]
-    maps: dict[str, Any] = {"video_mean": video.mean(0), "audio_mean": audio.mean(0)}
-    video, audio = video - maps["video_mean"], audio - maps["audio_mean"]
-    whiten = [_inverse_root(x.T @ x / len(x), penalty) for x in (video, audio)]
-    left, correlation, right = np.linalg.svd(whiten[0] @ (video.T @ audio / len(video)) @ whiten[1], False)
-    maps |= {"video": whiten[0] @ left * correlation, "audio": whiten[1] @ right.T * correlation}
-    return Space(space.features, space.taps, space.means, maps, penalty)
+    both = pairs(fit)
+    if both.sum() < 2:
+        return []
+    video, audio = (space.vectors(fit, stream)[both].astype(np.float64) for stream in ("video", "audio"))
+    means = {"video_mean": video.mean(0), "audio_mean": audio.mean(0)}
+    # Directions that the clips do not span have no covariance with anything: they may be left out.
+    views = [np.linalg.svd(x - x.mean(0), full_matrices=False) for x in (video, audio)]
+    spaces = []
+    for penalty in penalties:
+        scales = [np.sqrt(np.maximum(s**2 + penalty * (s**2).mean(), SMALLEST)) for _, s, _ in views]
+        whitened = [u * (s / scale) for (u, s, _), scale in zip(views, scales)]
+        left, correlation, right = np.linalg.svd(whitened[0].T @ whitened[1], full_matrices=False)
+        maps = [(w.T / scale) @ turn * correlation for (_, _, w), scale, turn in zip(views, scales, (left, right.T))]
+        spaces.append(replace(space, maps=means | dict(zip(("video", "audio"), maps)), penalty=penalty))
+    return spaces
 
 
 def pairs(features: Features) -> np.ndarray:
     """bool (clips,): which have both streams."""
-    return np.isfinite(features["video_taps"]).all((1, 2)) & np.isfinite(features["audio_taps"]).all((1, 2))
-
-
-def _inverse_root(covariance: np.ndarray, penalty: float) -> np.ndarray:
-    values, vectors = np.linalg.eigh(covariance)
-    values = values.clip(0) + max(penalty * values.clip(0).mean(), SMALLEST)
-    return vectors / np.sqrt(values) @ vectors.T
+    known = [[np.isfinite(x).all((1, 2)) for name, x in features.items() if name.startswith(s)] for s in ("vi", "au")]
+    return known[0][0] & known[1][0]
