@@ -109,6 +109,7 @@ def describe_calibration(
         before=_means([calibration_errors(one) for one in test]),
         after=_means([calibration_errors(one) for one in scaled]),
         bins=_bins(scaled, votes=False),
+        bins_before=_bins(test, votes=False),
         votes=_means([calibration_errors(one, votes=True) for one in scaled]) if has_votes else {},
         vote_bins=_bins(scaled, votes=True) if has_votes else [],
     )

@@ -113,6 +113,20 @@ class Joined(Mapping[str, np.ndarray]):
         arrays = self.parts[name]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the files again instead of being sent what is in them."""
+
+        def told(array: np.ndarray) -> Any:
+            mapped = isinstance(array, np.memmap)
+            return (array.filename, array.offset, array.dtype.type, array.shape) if mapped else array
+
+        return {name: [told(array) for array in arrays] for name, arrays in self.parts.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.parts = {
+            name: [_mapped(*a) if isinstance(a, tuple) else a for a in arrays] for name, arrays in state.items()
+        }
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.parts)
 
@@ -130,7 +144,7 @@ class Joined(Mapping[str, np.ndarray]):
         return taken
 
 
-def _mapped(path: Path, offset: int, dtype: type, shape: list[int]) -> np.ndarray:
+def _mapped(path: Path, offset: int, dtype: type, shape: Sequence[int]) -> np.ndarray:
     if not math.prod(shape):
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype, "r", offset, tuple(shape))

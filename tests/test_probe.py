@@ -319,7 +319,7 @@ def test_test_clips_that_pretraining_has_seen_are_refused(shards, tmp_path, seen
         probe(settings)
     found = probe(settings.model_copy(update={"transductive": True}))
     assert all(row_name(row).endswith("(transductive)") for row in found["rows"])
-    assert "Transductive" in (tmp_path / "out" / "report.html").read_text()
+    assert "transductive" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_seen_speakers_do_not_matter_where_clips_are_split(shards, tmp_path):

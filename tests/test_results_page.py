@@ -10,6 +10,7 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
@@ -30,7 +31,8 @@ SECTIONS = (
     "The short answer", "Chosen on the test clips", "Differences", "What is taken for what", "Speakers",
     "Groups of people", "Confidence", "Against the raters' votes", "When it may stay silent",
     "Where in the network it sits", "Under stress", "When face and voice disagree", "Map of the clips",
-    "Worst mistakes", "More tables", "Folds and seeds", "Limits and intended use", "How it was measured",
+    "Worst mistakes", "More tables", "Folds and seeds", "What pre-training saw", "The clips",
+    "Limits and intended use", "How it was measured",
 )  # fmt: skip
 
 
@@ -137,6 +139,54 @@ def test_no_text_of_the_results_becomes_markup(index, tmp_path):
     handlers = [name for _, about in read.elements for name in about if name.startswith("on")]
     assert not handlers and not [about for tag, about in read.elements if tag == "img" and about.get("src") == "x"]
     assert tuple(read.titles()) == SECTIONS
+
+
+def test_curves_and_pictures_of_the_pretraining_run(tmp_path):
+    run = tmp_path / "run"
+    (run / "pictures").mkdir(parents=True)
+    rows = [{"step": s, "loss_video": 1 / s, "loss_audio": 2 / s, "lr": 1e-3, "clips_per_s": 9.0} for s in (10, 20, 30)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    for step in (10, 20, 30):
+        cv2.imwrite(str(run / "pictures" / f"step-{step:06d}.png"), np.zeros((4, 4, 3), np.uint8))
+    read = Reader(write_results_report(tmp_path / "report.html", minimal(), run=run).read_text())
+    text = read.text["How it was learned"]
+    assert "Reconstruction error" in text and "Contrast" not in text  # that loss is not in this run
+    assert "After step 10" in text and "After step 30" in text and "After step 20" not in text
+    assert [tag for tag, _ in read.elements].count("img") == 2
+    absent = write_results_report(tmp_path / "report.html", minimal(), run=tmp_path / "no run").read_text()
+    assert "How it was learned" not in absent
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (
+            {"shared_with_test": {"ids": 0, "sources": 0, "speakers": 0}},
+            "None of them shares an id, a source file or a",
+        ),
+        ({"shared_with_test": {"ids": 0, "speakers": 2}}, "They share 2 speakers with the test clips"),
+        ({"shared_with_test": {"speakers": 0}, "without_speaker": 7}, "But 7 of its clips name no speaker"),
+    ],
+)
+def test_what_pretraining_saw_is_told(seen, words, tmp_path):
+    found = minimal(pretraining={"clips": 40, "speakers": 5} | seen)
+    text = Reader(
+        write_results_report(tmp_path / "report.html", found, extras={"Sheet": "<p>one</p>"}).read_text()
+    ).text
+    assert "on 40 clips of 5 named speakers" in text["What pre-training saw"]
+    assert words in " ".join(text["What pre-training saw"].split()) and "one" in text["Sheet"]
+
+
+def test_a_difference_that_is_not_clear_is_not_called_a_gain(tmp_path):
+    rows = [s.model_dump() for s in minimal().systems * 2]
+    rows[0] |= {"name": "a", "kind": "probe", "title": "A"}
+    verdicts = {(-0.1, 0.2): "not clearly apart from Majority", (0.1, 0.2): "above Majority", (-0.2, -0.1): "below Maj"}
+    for (low, high), verdict in verdicts.items():
+        e = {"value": (low + high) / 2, "low": low, "high": high, "unit": "clips", "clusters": 5}
+        one = {"of": "a", "minus": "m", "score": "uar", "clips": 5, "estimate": e, "p": 0.2}
+        found = minimal(systems=rows, differences=[one])
+        text = Reader(write_results_report(tmp_path / "report.html", found).read_text()).text["The short answer"]
+        assert f"That is {verdict}" in text
 
 
 def test_without_shards_there_are_names_in_place_of_pictures(results, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from affekt.data.shards import ShardIndex
+from affekt.finetune.features import FeatureTable
 from affekt.finetune.metrics.confusion import confusion_matrix
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.probes.depth import Depth, nuisance_table
@@ -17,10 +18,12 @@ from affekt.finetune.probes.results import row_name, versions
 from affekt.finetune.probes.search import Answered, Row
 from affekt.finetune.probes.settings import ProbeSettings
 from affekt.finetune.probes.task import Task
-from affekt.finetune.schema import Curve, Difference, Layers, Results, System
+from affekt.finetune.report.map import embedding_map
+from affekt.finetune.schema import Curve, Difference, Layers, Results, System, Table
 from affekt.finetune.scores import compare, describe_system, score, values
 
 KINDS = {"pretrained": "probe", "random": "random", "statistics": "statistics", "majority": "majority"}
+MAPPED = 1000  # clips on the map; beyond that it takes long and shows no more
 SHOWN = {"uar": ("uar", "war", "macro_f1"), "ccc": ("ccc", "pcc", "rmse", "mae")}
 
 
@@ -77,7 +80,37 @@ def describe(
     chance = 0.0 if task.dimensions else 1 / len(task.classes)
     described = [describe_row(row, system, settings) for row, system in zip(rows, systems, strict=True)]
     extra = {"rows": described, "chance": chance, "shards": index.fingerprint}
-    return results.model_dump(mode="json") | extra
+    dumped = results.model_dump(mode="json")
+    return dumped | extra | {"tables": [*dumped["tables"], choices_table(described, systems).model_dump()]}
+
+
+def choices_table(rows: Sequence[dict[str, Any]], systems: Sequence[System]) -> Table:
+    """What each row chose on development clips, with both scores, as a table of the results."""
+    cells = []
+    for row, system in zip(rows, systems, strict=True):
+        for choice in row["choices"]:
+            blocks = " + ".join(block.replace("_statistics", "") for block in choice["blocks"])
+            option = choice["option"]
+            option = " at ".join(f"{part:g}" for part in option) if isinstance(option, list | tuple) else str(option)
+            cells.append([system.title, blocks, option, f"{choice['dev']:.3f}", f"{choice['test']:.3f}"])
+    head = ["System", "Features", "Option", "Score on development clips", "On test clips"]
+    return Table(title="Every choice that was made on development clips", head=head, rows=cells)
+
+
+def map_of(
+    rows: Sequence[Row], tables: dict[str, list[FeatureTable]], index: ShardIndex, positions: np.ndarray
+) -> list[dict[str, Any]]:
+    """Test clips on a plane by the pre-trained features that the first head chose, of both streams where there are."""
+    chosen = [row for row in rows if row.features == "pretrained" and row.kind == "chosen"]
+    row = next((row for row in chosen if row.stream == "both"), chosen[0])
+    task, (table, *_) = row.task, tables["pretrained"]
+    clips = task.test[np.linspace(0, len(task.test) - 1, min(len(task.test), MAPPED)).astype(int)]
+    blocks = [table.take(block, clips) for block in row.answered[0].choice.blocks]
+    features = np.concatenate([b.reshape(len(clips), -1, b.shape[-1]).astype(np.float64).mean(1) for b in blocks], 1)
+    found = [index.samples.row(p) for p in positions[clips]]
+    labels = [task.classes[i] if task.classes else "" for i in (task.labels[clips] if task.classes else clips)]
+    speakers = [str(r["meta"].get("speaker") or "") for r in found]
+    return [point.model_dump() for point in embedding_map(features, [r["id"] for r in found], labels, speakers)]
 
 
 def describe_system_of(

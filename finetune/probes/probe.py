@@ -20,14 +20,15 @@ from affekt.data.shards import ShardIndex
 from affekt.finetune.features import FeatureTable, extract, weights_hash
 from affekt.finetune.probes.baselines import statistics
 from affekt.finetune.probes.depth import depth_tasks, layers_of
-from affekt.finetune.probes.findings import describe, majority_row
+from affekt.finetune.probes.findings import describe, majority_row, map_of
 from affekt.finetune.probes.results import write_json
 from affekt.finetune.probes.search import one_thread, search_tables
 from affekt.finetune.probes.settings import ProbeSettings
 from affekt.finetune.probes.splits import make_task, unlearnable
 from affekt.finetune.probes.task import Task
-from affekt.finetune.report.probe import write_report
-from affekt.finetune.schema import Layers
+from affekt.finetune.report.results import write_results_report
+from affekt.finetune.report.rows import results_csv
+from affekt.finetune.schema import Layers, Results
 from affekt.finetune.splits import check_unseen
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.export import load_encoder, random_encoder
@@ -37,10 +38,10 @@ Tables = dict[str, list[FeatureTable]]
 
 
 def probe(settings: ProbeSettings, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """Run the probe and write `results.json`, the predictions, `settings.yaml` and `report.html`; returns the results.
+    """Run the probe and write `results.json`, `results.csv`, the predictions, `settings.yaml` and `report.html`.
 
-    `progress(done, total)` hears of windows whose features are computed. Under `torchrun` all ranks compute features
-    and the first one does the rest; the others return {}.
+    Returns the results. `progress(done, total)` hears of windows whose features are computed. Under `torchrun` all
+    ranks compute features and the first one does the rest; the others return {}.
 
     Raises SettingsError where the split is not disjoint or pre-training has seen test clips, DataError and
     CheckpointError where the shards or the export cannot be used.
@@ -78,6 +79,7 @@ def probe(settings: ProbeSettings, progress: Callable[[int, int], None] | None =
     results |= {
         "clips": results["clips"] | {"left_out": left_out},
         "pretraining": seen,
+        "map": map_of(rows, tables, index, positions),
         "unread": tables["pretrained"][0].unread,
         "streams_without_clips": without,
         "trials": trials,
@@ -91,9 +93,8 @@ def probe(settings: ProbeSettings, progress: Callable[[int, int], None] | None =
     }
     write_json(settings.output / "results.json", results)
     write_text(settings.output / "settings.yaml", settings.to_yaml())
-    if not task.dimensions:
-        report = settings.output / "report.html"
-        write_report(report, results=results, run_folder=settings.run, corpus=index, title=settings.title)
+    write_text(settings.output / "results.csv", results_csv(Results.model_validate(results)))
+    write_results_report(settings.output / "report.html", Results.model_validate(results), index, run=settings.run)
     return results
 
 

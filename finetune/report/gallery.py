@@ -1,7 +1,7 @@
 """An impression of the clips behind a report: faces, spectrograms and sounds, as data URIs inside the page."""
 
+from collections.abc import Callable
 from html import escape
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -10,33 +10,43 @@ import torch
 from affekt.data.decode import Window, decode_window
 from affekt.data.page import card, data_uri, grid, picture_uri
 from affekt.data.samples import Sample
-from affekt.data.shards import ShardIndex
+from affekt.data.shards import SampleError, ShardIndex
 from affekt.data.transforms import log_mel
+from affekt.finetune.schema import Results
 
 MAX_CLASSES_SHOWN = 12  # beyond this the clips of a corpus are a catalogue, not an impression
 
 
-def gallery(results: dict[str, Any], corpus: ShardIndex | None) -> str:
-    """Per class up to four faces of different speakers, one sound and its spectrogram, from the fitting clips."""
+def gallery(results: Results, corpus: ShardIndex | None) -> str:
+    """Per class up to four faces of different speakers, one sound and its spectrogram, from the fitting clips where the
+    results tell which those are."""
     if corpus is None:
         return ""
-    fitting = set(results["clips"]["parts"]["fit"]["speakers"])
+    fitting = set(results.clips.get("parts", {}).get("fit", {}).get("speakers", ()))
     cards = []
-    for name in results["classes"][:MAX_CLASSES_SHOWN]:
+    for name in results.classes[:MAX_CLASSES_SHOWN]:
         samples = [
             sample
             for sample in corpus.samples
-            if str(sample.meta.get(results["clips"]["label"])) == name
+            if str(sample.meta.get(results.label)) == name
             and (not fitting or str(sample.meta.get("speaker")) in fitting)
         ]
         chosen = spread(samples, 4)
-        faces = "".join(face(corpus, sample) for sample in chosen if sample.has_video)
+        faces = "".join(shown(face, corpus, sample) for sample in chosen if sample.has_video)
         faces = f'<div class="faces">{faces}</div>' if faces else ""
-        heard = next((sound(corpus, sample) for sample in chosen if sample.has_audio), "")
+        heard = next((shown(sound, corpus, sample) for sample in chosen if sample.has_audio), "")
         if faces or heard:
             cards.append(card(faces, heard, title=name))
     note = '<p class="soft">The middle frame of some clips; the sound is that of the first.</p>'
     return note + grid(cards, "two") if cards else ""
+
+
+def shown(part: Callable[[ShardIndex, Sample], str], corpus: ShardIndex, sample: Sample) -> str:
+    """Nothing for a damaged clip: what is wrong with clips is told where they are read for a purpose."""
+    try:
+        return part(corpus, sample)
+    except SampleError:
+        return ""
 
 
 def spread(samples: list[Sample], count: int) -> list[Sample]:

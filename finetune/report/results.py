@@ -1,7 +1,7 @@
 """The page of an evaluation: drawn from `results.json` alone, with pictures of clips where their shards are at hand."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +15,7 @@ from affekt.data.shards import ShardIndex
 from affekt.finetune.report.clips import find_samples
 from affekt.finetune.report.confidence import calibration, risk_coverage, votes
 from affekt.finetune.report.confusions import confusions, mistakes
+from affekt.finetune.report.gallery import gallery
 from affekt.finetune.report.map import drawn, map_section
 from affekt.finetune.report.people import conflict, fairness, speakers
 from affekt.finetune.report.summary import chosen_on_test, differences, folds_and_seeds, lead, summary
@@ -38,14 +39,14 @@ def write_results_report(
     index: ShardIndex | None = None,
     *,
     run: Path | None = None,
-    pictures: Sequence[str] = (),
+    extras: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the page of `results` and return its path. Sections without data are left out.
 
-    `index` are the shards of the test clips: thumbnails on the map, mistakes to look at and listen to. `run` is the
-    folder of the pre-training run, whose curves and reconstructions are shown. `pictures` are ready HTML cards (say a
-    sheet of spoiled clips, from `affekt.data.page.card`). The file asks for nothing from elsewhere and runs no script
-    but its own.
+    `index` are the shards of the clips: thumbnails on the map, mistakes to look at and listen to, some clips of each
+    class. `run` is the folder of the pre-training run, whose curves and reconstructions are shown. `extras` are further
+    sections, ready HTML by title (say a sheet of spoiled clips, of `affekt.data.page.card`). The file asks for nothing
+    from elsewhere and runs no script but its own.
     """
     wrong = {m.id for system in results.systems for m in system.mistakes}
     samples = find_samples(index, wrong | {p.id for p in drawn(results.map)})
@@ -61,13 +62,16 @@ def write_results_report(
         "Against the raters' votes": [votes(results)],
         "When it may stay silent": [risk_coverage(results)],
         "Where in the network it sits": [layers(results)],
-        "Under stress": [stress(results), *pictures],
+        "Under stress": [stress(results)],
         "When face and voice disagree": [conflict(results)],
         "Map of the clips": [clip_map],
         "Worst mistakes": [mistakes(results, index, samples)],
         "More tables": [_table(t) for t in results.tables],
+        **{title: [html] for title, html in (extras or {}).items()},
         "Folds and seeds": [_boxed(folds_and_seeds(results))],
         "How it was learned": _training(run),
+        "What pre-training saw": [_seen(results)],
+        "The clips": [_clips(results), gallery(results, index)],
         "Limits and intended use": [_limits(results, shown=bool(samples))],
         "How it was measured": [_measured(results)],
     }
@@ -122,7 +126,43 @@ def _training(run: Path | None) -> list[str]:
     if run is None:
         return []
     curves = grid(curve_cards(LEARNING, {"": read_metrics(Path(run) / "metrics.jsonl")}), "two")
-    return [curves, grid(picture_cards(Path(run)), "two")]
+    told = "<p>Masked patches are predicted from the visible ones; no label is used.</p>" if curves else ""
+    return [told, curves, grid(picture_cards(Path(run)), "two")]
+
+
+def _seen(results: Results) -> str:
+    """What pre-training shares with the test clips, by the counts of `splits.check_unseen`."""
+    seen, shared = results.pretraining, results.pretraining.get("shared_with_test")
+    if not shared:
+        return ""
+    names = {"ids": "an id", "sources": "a source file", "speakers": "a speaker"}
+    if any(shared.values()):
+        parts = ", ".join(f"{count} {escape(name)}" for name, count in shared.items() if count)
+        verdict = f"<strong>They share {parts} with the test clips: these results are transductive.</strong>"
+    else:
+        *first, last = (names.get(name, escape(name)) for name in shared)
+        verdict = f"None of them shares {', '.join(first)}{' or ' if first else ''}{last} with a test clip."
+        if seen.get("without_speaker"):
+            count = f"<strong>But {seen['without_speaker']:,} of its clips name no speaker"
+            verdict += f" {count}: test speakers may be among them.</strong>"
+    speakers = f" of {seen['speakers']:,} named speakers" if seen.get("speakers") else ""
+    return f"<p>The encoder was pre-trained, without labels, on {seen.get('clips', 0):,} clips{speakers}. {verdict}</p>"
+
+
+def _clips(results: Results) -> str:
+    """Counts of the clips to fit, to choose and to score on, where the results have them."""
+    parts = results.clips.get("parts", {})
+    names = {"fit": "To fit on", "choose": "of these to choose on", "test": "To score"}
+    rows = []
+    for part, name in ((part, name) for part, name in names.items() if part in parts):
+        found = parts[part]
+        classes = [f"{found['classes'].get(c, 0):,}" for c in results.classes]
+        figures = [found["clips"], len(found["speakers"]) or "not named", found["with_audio"], found["with_video"]]
+        rows.append([name, *classes, *map(str, figures)])
+    left = results.clips.get("left_out", {}).get("without_label")
+    note = f'<p class="soft">{left:,} clips without a label were left out.</p>' if left else ""
+    head = ["Part", *map(escape, results.classes), "Clips", "Speakers", "With sound", "With picture"]
+    return card(table(head, rows, numbers=1)) + note if rows else ""
 
 
 def _limits(results: Results, shown: bool) -> str:
