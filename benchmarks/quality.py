@@ -33,6 +33,7 @@ SHARDS = {
 }
 CORPORA = {"ravdess_audio": "RAVDESS, actors 17-20", "emodb": "EMO-DB, speakers 13, 14"}
 SMILE = ("egemaps", "compare")
+TWIN = {"pretrained": "", "random": "random_", "statistics": "stats_"}
 
 
 @dataclass
@@ -73,23 +74,26 @@ def speech(data: Path) -> list[Row]:
         affekt("finetune", config)
     rows = []
     for corpus, what in CORPORA.items():
-        name = corpus.partition("_")[0]
-        short = {"ravdess": "ravdess_audio", "emodb": "emodb"}[name]
+        name = corpus.partition("_")[0]  # of the protocol
         baselines = ["majority", "mel", *(SMILE if find_spec("opensmile") else ())]
         frozen = evaluate(f"{name}_fixed", f"{corpus}_probe", baselines)
         tuned = compared(corpus, "speech_finetune", "speech_scratch")
         probe = f"{corpus}_probe"
         rows += [
-            row(what, "frozen probe", f"{short}_probe_uar", frozen, f"{probe}_audio"),
-            row(what, "frozen probe, random encoders", f"random_{short}_probe_uar", frozen, f"{probe}_random_audio"),
-            row(what, "mel statistics + SVM", f"stats_{short}_probe_uar", frozen, "mel"),
-            row(what, "fine-tuned", f"{short}_finetune_uar", tuned, 0),
-            row(what, "from scratch, equal compute", f"random_{short}_finetune_uar", tuned, 1),
-            row(what, "mel statistics + SVM", f"stats_{short}_finetune_uar", frozen, "mel"),
-            *(row(what, f"{kind} + SVM", f"{kind}_{short}_uar", frozen, kind) for kind in baselines if kind in SMILE),
+            row(what, "frozen probe", f"{corpus}_probe_uar", frozen, f"{probe}_audio"),
+            row(what, "frozen probe, random encoders", f"random_{corpus}_probe_uar", frozen, f"{probe}_random_audio"),
+            row(what, "mel statistics + SVM", f"stats_{corpus}_probe_uar", frozen, "mel_svm"),
+            row(what, "fine-tuned", f"{corpus}_finetune_uar", tuned, 0),
+            row(what, "from scratch, equal compute", f"random_{corpus}_finetune_uar", tuned, 1),
+            row(what, "mel statistics + SVM", f"stats_{corpus}_finetune_uar", frozen, "mel_svm"),
+            *(
+                row(what, f"{kind} + SVM", f"{kind}_{corpus}_uar", frozen, f"{kind}_svm")
+                for kind in baselines
+                if kind in SMILE
+            ),
         ]
         gain = tuned.differences[0]
-        rows.append(Row(what, f"fine-tuned minus scratch, p {gain.p:.3f}", f"{short}_gain", gain.estimate, []))
+        rows.append(Row(what, f"fine-tuned minus scratch, p {gain.p:.3f}", f"{corpus}_gain", gain.estimate, []))
     return rows
 
 
@@ -101,16 +105,21 @@ def grid(data: Path) -> list[Row]:
     found = Results.read("runs/grid_lips/retrieval/results.json")
     told = Results.read("runs/grid_lips/probe/results.json")
     rows = []
-    for prefix, name in (("", "pretrained"), ("random_", "random"), ("stats_", "statistics")):
-        for kind in ("contrast", "chosen"):
-            system = next((s for s in found.systems if s.name == f"{name}_{kind}"), None)
-            for task, short in (("audio_to_video", "a2v"), ("video_to_audio", "v2a")) if system else ():
-                for k in (1, 5, 10):
-                    figure = f"{prefix}grid_{short}_recall{k}" + ("_aligned" if kind == "chosen" else "")
-                    who = f"{system.title}, recall@{k}"
-                    rows.append(Row(f"GRID, {short}", who, figure, system.scores[f"{task}_recall_{k}"], []))
-        colour = next(s for s in told.systems if s.kind == {"": "probe"}.get(prefix, name) and s.streams == "both")
-        rows.append(Row("GRID, colour", colour.title, f"{prefix}grid_colour_probe_uar", colour.scores["uar"], []))
+    for system in found.systems:
+        features, _, space = system.name.partition(
+            "_"
+        )  # contrast: as it was trained; chosen: aligned on training pairs
+        aligned = "aligned_" if space == "chosen" and features != "statistics" else ""
+        for task, short in (("audio_to_video", "a2v"), ("video_to_audio", "v2a")):
+            for k in (1, 5, 10):
+                figure = f"{TWIN[features]}{aligned}grid_{short}_recall{k}"
+                score = system.scores[f"{task}_recall_{k}"]
+                rows.append(Row(f"GRID, {short}", f"{system.title}, recall@{k}", figure, score, []))
+    for system in told.systems:
+        features = {"probe": "pretrained"}.get(system.kind, system.kind)
+        if features in TWIN and "plain" not in system.name:
+            on = f"{TWIN[features]}grid_colour_{system.streams}_probe_uar".replace("_both", "")
+            rows.append(Row("GRID, colour", system.title, on, system.scores["uar"], seeds_of(system)))
     return rows
 
 
@@ -120,7 +129,10 @@ def folds(data: Path) -> list[Row]:
     pretrain("speech_audio_other")
     results = evaluate("ravdess20", "ravdess_audio_finetune", ["mel", *(SMILE if find_spec("opensmile") else ())])
     what = "RAVDESS, four actors left out of 20"
-    return [row(what, s.title, f"ravdess20_{s.name}_uar", results, s.name) for s in results.systems]
+    return [
+        row(what, s.title, f"ravdess20_{s.name.partition(':')[0]}_uar", results, at)
+        for at, s in enumerate(results.systems)
+    ]
 
 
 def prepare(data: Path, corpus: str) -> None:
@@ -147,8 +159,9 @@ def compared(corpus: str, *runs: str) -> Results:
 
 
 def row(what: str, who: str, figure: str, results: Results, name: str | int) -> Row:
-    """The UAR of a system, by its name or place."""
-    found = results.systems[name] if isinstance(name, int) else next(s for s in results.systems if s.name == name)
+    """The UAR of a system, by its place or its name, behind which the table says what was chosen on."""
+    names = [system.name.partition(":")[0] for system in results.systems]
+    found = results.systems[name if isinstance(name, int) else names.index(name)]
     return Row(what, who, figure, found.scores["uar"], seeds_of(found))
 
 
