@@ -116,10 +116,10 @@ def grid(data: Path) -> list[Row]:
                 score = system.scores[f"{task}_recall_{k}"]
                 rows.append(Row(f"GRID, {short}", f"{system.title}, recall@{k}", figure, score, []))
     for system in told.systems:
-        features = {"probe": "pretrained"}.get(system.kind, system.kind)
-        if features in TWIN and "plain" not in system.name:
-            on = f"{TWIN[features]}grid_colour_{system.streams}_probe_uar".replace("_both", "")
-            rows.append(Row("GRID, colour", system.title, on, system.scores["uar"], seeds_of(system)))
+        features, _, stream = system.name.partition("_")  # with a third part it is no main row
+        if features in TWIN and stream in ("audio", "video", "both"):
+            figure = f"{TWIN[features]}grid_colour_{'' if stream == 'both' else stream + '_'}probe_uar"
+            rows.append(Row("GRID, colour", system.title, figure, system.scores["uar"], seeds_of(system)))
     return rows
 
 
