@@ -101,7 +101,7 @@ def grid(data: Path) -> list[Row]:
     prepare(data, "grid_lips")
     pretrain("grid_lips")
     affekt("recall", "grid_retrieval", unless="runs/grid_lips/retrieval/results.json")
-    affekt("probe", "grid_probe", unless="runs/grid_lips/probe/results.json")
+    affekt("probe", "grid_lips_probe", unless="runs/grid_lips/probe/results.json")
     found = Results.read("runs/grid_lips/retrieval/results.json")
     told = Results.read("runs/grid_lips/probe/results.json")
     rows = []
