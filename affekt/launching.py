@@ -43,10 +43,15 @@ def launch(
     ] = None,
     resume: Resume = None,
     allow_change: AllowChange = None,
+    command: Annotated[str, typer.Option(help="pretrain, or finetune, which goes on by itself.")] = "pretrain",
     print_only: Annotated[bool, typer.Option("--print", help="Print the line and start nothing.")] = False,
 ) -> None:
-    """Print the line that starts `affekt pretrain` on one process, several, or several machines, and start it."""
+    """Print the line that starts a training on one process, several, or several machines, and start it."""
     find_experiment(config)  # a mistake is told here, and not by every process
+    if command not in ("pretrain", "finetune"):
+        raise SettingsError(f"--command {command}: choose pretrain or finetune")
+    if command == "finetune":
+        _refuse("--command finetune", {"--resume": resume, "--allow-change": allow_change, "--slurm": slurm})
     options = [*(["--resume", resume] if resume else [])]
     options += [word for key in allow_change or [] for word in ("--allow-change", key)]
     arguments = [config, *(overrides or []), *options]
@@ -57,8 +62,7 @@ def launch(
             return
         if sbatch:
             raise SettingsError("--sbatch is for the script of --slurm; add --slurm FILE")
-        command = ["affekt", "pretrain", *arguments]
-        line = _line(command, procs, nodes, node_rank, master, address, hostfile)
+        line = _line(["affekt", command, *arguments], procs, nodes, node_rank, master, address, hostfile)
     except (ValueError, OSError) as error:
         raise SettingsError(f"{master or hostfile}: {error}" if isinstance(error, OSError) else str(error)) from None
     print(line, flush=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from affekt.arguments import AsJson, Config, Overrides, answer, conditions, find_experiment
+from affekt.arguments import AsJson, Config, Overrides, PrintConfig, answer, conditions, find_experiment
 from affekt.data.errors import CheckpointError, SettingsError
 from affekt.progress import progress
 
@@ -119,7 +119,7 @@ def retrieve(
 def recall(
     config: Config,
     overrides: Overrides = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and stop.")] = False,
+    print_config: PrintConfig = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure how well clips are found: sound for a picture and back, and clips of the same label; with intervals."""

@@ -150,7 +150,8 @@ class Classifier(nn.Module):
 
 
 class Head(nn.Module):
-    """LayerNorm, dropout and a linear map, (B, width) -> (B, outputs)."""
+    """LayerNorm, dropout and a linear map, (B, width) -> (B, outputs), in float32: in the eight bits of bf16 the logits
+    of different clips would tie."""
 
     def __init__(self, width: int, outputs: int, dropout: float = 0.0):
         super().__init__()
@@ -159,7 +160,8 @@ class Head(nn.Module):
         self.linear = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.dropout(self.norm(x)))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.linear(self.dropout(self.norm(x.float())))
 
 
 def create_classifier(

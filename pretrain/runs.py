@@ -12,13 +12,13 @@ import yaml
 from affekt.data.errors import SettingsError
 from affekt.pretrain.log import ENDED, STARTED, read_json, read_metrics
 
-MARK = "metrics.jsonl"
+MARK, FINETUNE = "metrics.jsonl", "finetune.json"
 PROBE_ORDER = ("probe/linear_both", "probe/linear_audio", "probe/linear_video")
 COMPARED = ("loss", "loss_video", "loss_audio", "loss_contrast", "grad_norm", "lr", "clips_per_s", "data_wait", "mfu")
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Folders of runs at or below `folder`, by name; what lies inside of a run is not looked into.
+    """Folders of pre-training runs at or below `folder`, by name; what lies inside of a run is not looked into.
 
     Raises SettingsError where there is no such folder.
     """
@@ -27,8 +27,9 @@ def find_runs(folder: Path) -> list[Path]:
     found = []
     for path, names, files in os.walk(folder):
         if MARK in files:
-            found.append(Path(path))
             names.clear()
+            if FINETUNE not in files:  # its rows are of several fits
+                found.append(Path(path))
         names[:] = sorted(name for name in names if not name.startswith("."))
     return sorted(found)
 

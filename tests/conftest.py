@@ -141,3 +141,35 @@ def tiny_shards(tmp_path_factory, encode_clip) -> Callable[..., Any]:
         return writer.finish({"size": size, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tone_shards(encode_clip) -> Callable[..., Path]:
+    """`tone_shards(folder, label_of, people=6, takes=4)`: shards of sound alone, half a second of a tone for each
+    speaker and take; `label_of(speaker, take)` gives what sounds, angry or sad, and what the label says."""
+    from affekt.data.shard_writer import ShardWriter
+
+    tones = {"angry": 2500, "sad": 300}
+    votes = {"angry": {"anger": 3, "sadness": 1}, "sad": {"sad": 4}}
+
+    def write(folder: Path, label_of: Callable, people: int = 6, takes: int = 4) -> Path:
+        rng, clips = np.random.default_rng(0), []
+        for speaker in range(people):
+            for take in range(takes):
+                sound, label = label_of(speaker, take)
+                wave = np.sin(2 * np.pi * tones[sound] * np.arange(8000) / 16000)
+                wave = 0.1 * wave + 0.01 * rng.standard_normal(8000)
+                meta = {"speaker": f"s{speaker}", "label": label, "sex": "FM"[speaker % 2], "votes": votes[label]}
+                clips.append(encode_clip(f"s{speaker}_{take}", None, wave, **meta))
+        writer = ShardWriter(folder)
+        writer.write_shard(0, clips)
+        writer.finish({"size": 32, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def shards_of_tones(tone_shards, tmp_path_factory) -> Path:
+    """Six speakers who are angry and sad in turn, and sound so."""
+    return tone_shards(tmp_path_factory.mktemp("tones"), lambda speaker, take: (["angry", "sad"][take % 2],) * 2)

@@ -105,7 +105,7 @@ def test_every_shipped_experiment_resolves(name, capsys, tmp_path):
     """As a command's settings; printed settings read back to the same settings."""
     path = resources.files("affekt.launch") / name
     assert path.read_text(encoding="utf-8").startswith("#"), "begins with its command, hardware, hours and score"
-    command = next(c for c in ("pretrain", "probe", "recall") if run([c, name, "--print-config"]) == 0)
+    command = next(c for c in ("pretrain", "probe", "finetune", "recall") if run([c, name, "--print-config"]) == 0)
     capsys.readouterr()
     assert run([command, name.removesuffix(".yaml"), "--print-config"]) == 0
     printed = capsys.readouterr().out

@@ -84,7 +84,8 @@ def test_the_metadata_are_complete(built):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra")) == {"test", "export", "text", "wandb", "s3", "gs", "http"}
+    extras = {"test", "export", "text", "wandb", "opensmile", "s3", "gs", "http"}
+    assert set(metadata.get_all("Provides-Extra")) == extras
     assert metadata.get_payload().startswith("# affekt")
 
 

@@ -138,7 +138,7 @@ def test_no_text_of_the_results_becomes_markup(index, tmp_path):
     assert scripts == [{"type": "application/json", "id": "map-data"}, {}]
     handlers = [name for _, about in read.elements for name in about if name.startswith("on")]
     assert not handlers and not [about for tag, about in read.elements if tag == "img" and about.get("src") == "x"]
-    assert tuple(read.titles()) == SECTIONS
+    assert set(read.titles()) == set(SECTIONS) - {"The clips"}  # whose labels in the shards are not the hostile ones
 
 
 def test_curves_and_pictures_of_the_pretraining_run(tmp_path):
@@ -162,7 +162,7 @@ def test_curves_and_pictures_of_the_pretraining_run(tmp_path):
     [
         (
             {"shared_with_test": {"ids": 0, "sources": 0, "speakers": 0}},
-            "None of them shares an id, a source file or a",
+            "None of them shares an id, a source file or",
         ),
         ({"shared_with_test": {"ids": 0, "speakers": 2}}, "They share 2 speakers with the test clips"),
         ({"shared_with_test": {"speakers": 0}, "without_speaker": 7}, "But 7 of its clips name no speaker"),
@@ -170,9 +170,8 @@ def test_curves_and_pictures_of_the_pretraining_run(tmp_path):
 )
 def test_what_pretraining_saw_is_told(seen, words, tmp_path):
     found = minimal(pretraining={"clips": 40, "speakers": 5} | seen)
-    text = Reader(
-        write_results_report(tmp_path / "report.html", found, extras={"Sheet": "<p>one</p>"}).read_text()
-    ).text
+    report = write_results_report(tmp_path / "report.html", found, extras={"Sheet": "<p>one</p>"})
+    text = Reader(report.read_text()).text
     assert "on 40 clips of 5 named speakers" in text["What pre-training saw"]
     assert words in " ".join(text["What pre-training saw"].split()) and "one" in text["Sheet"]
 
@@ -181,6 +180,7 @@ def test_a_difference_that_is_not_clear_is_not_called_a_gain(tmp_path):
     rows = [s.model_dump() for s in minimal().systems * 2]
     rows[0] |= {"name": "a", "kind": "probe", "title": "A"}
     verdicts = {(-0.1, 0.2): "not clearly apart from Majority", (0.1, 0.2): "above Majority", (-0.2, -0.1): "below Maj"}
+    verdicts[0.0, 0.0] = "not clearly apart from"
     for (low, high), verdict in verdicts.items():
         e = {"value": (low + high) / 2, "low": low, "high": high, "unit": "clips", "clusters": 5}
         one = {"of": "a", "minus": "m", "score": "uar", "clips": 5, "estimate": e, "p": 0.2}

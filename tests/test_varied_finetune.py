@@ -30,12 +30,8 @@ FITS = {
     "balance": ["data.balance=true"],
     "freeze": ["freeze=2"],
     "freeze at stage 2": ["freeze=2", "train.zero_stage=2"],
-    "lora": ["adapting.lora_rank=2"],
-    "adapters": ["adapting.adapter_width=4"],
     "ema": ["ema=0.9"],
-    "incomplete": ["distilling.task=1"],
-    "features": ["distilling.features=5"],
-    "answers": ["distilling.answers=5"],
+    "distilling": ["distilling.task=1", "distilling.answers=5"],
 }
 # What is saved and judged.
 WHOLE = {

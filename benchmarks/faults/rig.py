@@ -28,9 +28,9 @@ GRACE = 10  # seconds that a rank has to end by itself after another was killed
 
 class Rig:
     """A folder with shards and settings for runs of STEPS that save every SAVE_EVERY. `straight(ranks=...)` is the run
-    that nothing happens to; the others are compared with it."""
+    that nothing happens to; the others are compared with it. `preload` are more modules to start with."""
 
-    def __init__(self, folder: Path, seed: int = 0):
+    def __init__(self, folder: Path, seed: int = 0, preload: tuple[str, ...] = ()):
         self.folder, self.rng = folder, random.Random(seed)
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / "config.yaml"
@@ -46,7 +46,7 @@ class Rig:
         }
         self.config.write_text(yaml.safe_dump(settings))
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["affekt.pretrain.loop", "affekt.cli", "deepspeed"])
+        self._context.set_forkserver_preload(["affekt.pretrain.loop", "affekt.cli", "deepspeed", *preload])
         self._number = 0
 
     def new(self, name: str = "run") -> Path:

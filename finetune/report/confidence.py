@@ -5,22 +5,23 @@ from html import escape
 
 from affekt.data.charts import Line, line_chart
 from affekt.data.page import card, grid, table
-from affekt.finetune.report.words import figure, models, score_name, system_colours, titles, told
+from affekt.finetune.report.words import figure, models, score_name, system_colours, titles
 from affekt.finetune.schema import Bin, Calibration, Results
 
 SIDE, LEFT, BOTTOM, TOP = 250, 50, 34, 10
-DRAWN = 6  # diagrams; the table has every system
+DRAWN = 6  # diagrams; the table has every model
+BANDS = 3  # of intervals that lie over each other and can still be told apart
 FEWEST = 0.05  # of the clips: the risk of fewer is a matter of single clips
 
 
 def calibration(results: Results) -> str:
     """Per model a reliability diagram after scaling, with what it was before where that is known, and the scores."""
-    found = [s for s in told(results.systems) if s.calibration]
+    found = [s for s in models(results.systems) if s.calibration]
     if not found:
         return ""
     names, colours = titles(results), system_colours(results)
     cards = []
-    for s in [s for s in models(results.systems) if s.calibration and s.calibration.bins][:DRAWN]:
+    for s in [s for s in found if s.calibration.bins][:DRAWN]:
         series = {"after": s.calibration.bins, "before": s.calibration.bins_before}
         diagram = reliability(series, colours[s.name], "share that is right")
         cards.append(card(diagram, title=names[s.name]))
@@ -45,13 +46,13 @@ def _rows(name: str, c: Calibration) -> list[tuple[str, str, dict[str, float]]]:
 
 def votes(results: Results) -> str:
     """Confidence against the share of raters who chose the same class: people disagree, and so may a model."""
-    found = [s for s in told(results.systems) if s.calibration and (s.calibration.vote_bins or s.calibration.votes)]
+    found = [s for s in models(results.systems) if s.calibration and (s.calibration.vote_bins or s.calibration.votes)]
     if not found:
         return ""
     names, colours = titles(results), system_colours(results)
     cards = [
         card(reliability({"after": s.calibration.vote_bins}, colours[s.name], "share of raters"), title=names[s.name])
-        for s in models(found)[:DRAWN]
+        for s in found[:DRAWN]
         if s.calibration.vote_bins
     ]
     scores = list(dict.fromkeys(n for s in found for n in s.calibration.votes))
@@ -107,16 +108,17 @@ def reliability(series: dict[str, Sequence[Bin]], colour: str, y_name: str) -> s
 
 def risk_coverage(results: Results) -> str:
     """The share of wrong answers among the clips that a model is surest of, over how many are kept."""
-    found = [s for s in told(results.systems) if s.risk_coverage and max(s.risk_coverage.x, default=0) > FEWEST]
+    found = [s for s in models(results.systems) if s.risk_coverage and max(s.risk_coverage.x, default=0) > FEWEST]
     if not found:
         return ""
     names, colours = titles(results), system_colours(results)
+    few = len(found) <= BANDS
     lines = []
     for s in found:
         c = s.risk_coverage
         kept = [i for i, x in enumerate(c.x) if x >= FEWEST]
         x, y, low, high = ([100 * values[i] for i in kept] if values else [] for values in (c.x, c.y, c.low, c.high))
-        lines.append(Line(names[s.name], x, y, colours[s.name], low or None, high or None))
+        lines.append(Line(names[s.name], x, y, colours[s.name], low if few else None, high if few else None))
     chart = line_chart(
         lines, x_name="percent of clips kept, the surest first", zero=True, names=True, label="Risk over coverage"
     )

@@ -15,7 +15,8 @@ MATRICES, MISTAKES = 6, 12
 
 def confusions(results: Results) -> str:
     """A matrix per model, of the first few; baselines only where there is nothing else."""
-    shown = [s for s in models(results.systems) if s.confusion][:MATRICES]
+    found = [s for s in models(results.systems) if s.confusion]
+    shown = sorted(found, key=lambda s: not s.speakers)[:MATRICES]  # those of which all is told come first
     if not shown or not results.classes:
         return ""
     cards = [card(f"<h3>{system_title(s)}</h3>", matrix(s.confusion, results.classes)) for s in shown]

@@ -28,7 +28,8 @@ def dot_plot(
     dots = [dot for rows in groups.values() for dot in rows]
     reach = [v for dot in dots for v in (dot.value, dot.low, dot.high) if v is not None]
     reach += [*(ends or ()), *([] if level is None else [level])]
-    ticks = nice_ticks(min(reach), max(reach))
+    apart = 0.0 if max(reach) - min(reach) > 1e-6 else 0.5  # all the same, which needs a scale too
+    ticks = nice_ticks(min(reach) - apart, max(reach) + apart)
     low, span = ticks[0], ticks[-1] - ticks[0]
 
     def place(value: float) -> str:

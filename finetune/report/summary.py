@@ -35,11 +35,13 @@ def chance(results: Results) -> float | None:
 
 
 def lead(results: Results) -> str:
-    """One sentence: the first model in the order of the results, which no test score has chosen."""
+    """One sentence: the first model in the order of the results, of both streams where there is one. No test score
+    chooses it."""
     chosen = [s for s in results.systems if s.selected == "dev"]
     if not chosen:
         return ""
-    first, score = models(chosen)[0], results.main_score
+    first = min(models(chosen), key=lambda s: s.streams != "both")
+    score = results.main_score
     if score not in first.scores:
         return ""
     reached = first.scores[score]

@@ -15,11 +15,11 @@ from affekt.data.shards import ShardIndex
 from affekt.data.split import assert_disjoint, assert_no_shared_source, where
 from affekt.finetune.features import weights_hash
 from affekt.finetune.probes.results import versions
-from affekt.finetune.probes.splits import check_unseen
 from affekt.finetune.retrieval.recall import Found, evaluate
 from affekt.finetune.retrieval.settings import RetrievalSettings
 from affekt.finetune.retrieval.tables import HEAD, NOTE, cells, describe, differences
 from affekt.finetune.schema import Results, Table
+from affekt.finetune.splits import check_unseen
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.export import load_encoder, random_encoder
 from affekt.pretrain.seen import read_seen

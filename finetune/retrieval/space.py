@@ -114,15 +114,13 @@ def menu(encoder: Encoder, fit: Features | None, segments: int) -> Iterator[Spac
     every = tuple(range(len(encoder.settings.taps)))
     some = list(dict.fromkeys([every, *((tap,) for tap in every)]))
     kinds = [*(["heads"] if encoder.has_projectors else []), "taps", "steps"]
+    to_align = [("taps", every), *(("steps", taps) for taps in some)] if encoder.streams == "both" else []
     for kind, taps in itertools.product(kinds, some):
         space = Space(kind, taps, segments=segments if kind == "steps" else 0)
-        yield from (space,) if fit is None else (space, centred(space, fit))
-        if (
-            fit is not None
-            and encoder.streams == "both"
-            and (kind, taps) in [("taps", every), *(("steps", t) for t in some)]
-        ):
-            yield from aligned(centred(space, fit), fit)
+        yield space
+        if fit is not None:
+            yield centred(space, fit)
+            yield from aligned(centred(space, fit), fit) if (kind, taps) in to_align else ()
 
 
 def centred(space: Space, fit: Features) -> Space:

@@ -65,11 +65,11 @@ class Run:
     def kind(self) -> str:
         return "multi" if self.settings.multi else "single"
 
-    @property
-    def how_to_judge(self) -> dict[str, Any]:
+    def how_to_judge(self, step: int) -> dict[str, Any]:
+        """Arguments of `judge_clips`, which goes on for so long that the watchdog has to hear of it."""
         train, workers = self.settings.train, self.settings.data.workers
         how = {"windows": train.windows, "speech": train.speech, "batch_size": train.eval_batch}
-        return {**how, "workers": workers}
+        return {**how, "workers": workers, "on_batch": lambda _: self.watchdog.beat(step, "judge")}
 
     def tell(self, seed: int, refit: bool, steps: int, done: int) -> None:
         """How far the fit of a seed is, which would have so many steps, among all of them."""
@@ -219,15 +219,17 @@ def fit(run: Run, seed: int, refit_to: int | None) -> Fitted:
                 guard.must_go_back()  # raises HealthError: there is nothing to go back to
             if looks and not refit and train.choose == "best":
                 with watch.paused(), judged():
-                    look = {"step": done, "epoch": round(done / epoch_steps), "score": look_at(run, network, done)}
+                    look = {
+                        "step": done,
+                        "epoch": max(1, round(done / epoch_steps)),
+                        "score": look_at(run, network, done),
+                    }
                     history.append(look)
                     if _best(history) is look and run.rank == 0:
                         write_weights(network, folder / "best.safetensors")
                     if log:
                         log.look(look, _best(history))
-            if (looks and not train.checkpoint_every) or (
-                train.checkpoint_every and done % train.checkpoint_every == 0
-            ):
+            if done % train.checkpoint_every == 0 if train.checkpoint_every else looks:
                 with watch.paused():
                     save()
             run.leave.begin()
@@ -244,7 +246,7 @@ def fit(run: Run, seed: int, refit_to: int | None) -> Fitted:
     if run.leave.heard and done < last and not _is_over(history, train.patience):
         raise run.leave.stopped(f"at step {done} of {last} of seed {seed}")
     accounting.check(settings.data.skip_budget, finished=True)
-    return chosen(run, network, folder, history, refit_to or round(last / epoch_steps))
+    return chosen(run, network, folder, history, refit_to or max(1, round(last / epoch_steps)))
 
 
 def in_parts(
@@ -296,7 +298,7 @@ def look_at(run: Run, network: Classifier, step: int) -> float:
     run.watchdog.beat(step, "look")
     scores = []
     for part in (part for part in run.clips.parts if part.judged):
-        table = judge_part(run.judge(network, part), part, part.dev, run.kind, run.how_to_judge, run.about("dev"))
+        table = judge_part(run.judge(network, part), part, part.dev, run.kind, run.how_to_judge(step), run.about("dev"))
         scores.append(score_to_choose_by(table, run.settings))
     network.train()
     return sum(scores) / len(scores)

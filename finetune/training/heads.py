@@ -1,7 +1,7 @@
 """What judges tokens: the published fusion over depths, or statistics per band of the spectrum and of the face."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from affekt.data.batch import Streams
 from affekt.data.transforms import Inputs
@@ -32,10 +32,10 @@ class BandsClassifier(Classifier):
         for stream, (last, valid) in self.last_tokens(inputs).items():
             time, rows, columns = (*self.encoder.grid_audio, 1) if stream == "audio" else self.encoder.grid_video
             if valid is None:
-                steps = last.new_ones(len(last), time)
+                steps = last.new_ones(len(last), time, dtype=torch.float32)
             else:
-                steps = valid.view(len(last), time, rows)[:, :, 0].to(last)
-            x = last.unflatten(1, (time, rows, columns)).mean(3)  # (B, T, rows, D)
+                steps = valid.view(len(last), time, rows)[:, :, 0].float()
+            x = last.float().unflatten(1, (time, rows, columns)).mean(3)  # (B, T, rows, D)
             features[stream] = band_statistics(x, steps, min(BANDS[stream], rows))
         return features
 
@@ -58,4 +58,8 @@ def create_head(encoder: Encoder, outputs: int, streams: Streams, head: HeadSett
     """The encoder with a new head for what the streams in use can be judged by."""
     kind = Classifier if head.kind == "layers" else BandsClassifier
     paths = None if streams == encoder.streams else (streams,)
-    return kind(encoder, outputs, paths, head.missing, head.dropout)
+    network = kind(encoder, outputs, paths, head.missing, head.dropout)
+    for part in network.heads.values() if head.init_std is not None else ():
+        nn.init.trunc_normal_(part.linear.weight, std=head.init_std)
+        nn.init.zeros_(part.linear.bias)
+    return network

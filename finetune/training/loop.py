@@ -169,7 +169,9 @@ def predict(
 ) -> Predictions:
     """Predictions for one side of a corpus, written by rank 0."""
     about = {"corpus": part.name, "seed": seed, "epoch": fitted.epoch if epoch is None else epoch, **run.about(side)}
-    table = judge_part(run.judge(fitted.network, part), part, positions, run.kind, run.how_to_judge, about)
+    table = judge_part(
+        run.judge(fitted.network, part), part, positions, run.kind, run.how_to_judge(fitted.epoch), about
+    )
     if run.rank == 0:
         table.save(path)
         say(f"seed {seed}: {len(table)} {side} clips judged, {path}")

@@ -111,6 +111,7 @@ class HeadSettings(Settings):
         "layers", description="layers: of every depth, and fused, as published; bands: mean and deviation per band"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="before the linear map; published: 0")
+    init_std: float | None = Field(None, gt=0, description="of the linear map's weights; null: torch's, as published")
     missing: Missing = Field("leave_out", description="a head per set of streams, or a learned token for absent ones")
 
 
