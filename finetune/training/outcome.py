@@ -43,7 +43,11 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
             main_score=main_score(settings.task),
             protocol={"chosen_by": name_of_choice(settings), "dev": [scores_of(table) for table in dev]},
             clips={
-                "parts": {side: len(getattr(part, side)) for side in ("train", "dev", "test")},
+                "parts": {
+                    "fit": describe_part(part, part.train + (part.dev if settings.refit else [])),
+                    "choose": describe_part(part, part.dev),
+                    "test": describe_part(part, part.test),
+                },
                 "unread": {clip: cause for table in test for clip, cause in table.about["unread"].items()},
             },
             systems=[system],
@@ -62,6 +66,19 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
 def scores_of(dev: Predictions) -> dict[str, float | int]:
     """Those of the development clips, where the epoch was chosen: better than they would be elsewhere."""
     return {"seed": dev.about["seed"], "epoch": dev.about["epoch"], **values(dev)}
+
+
+def describe_part(part: Part, positions: list[int]) -> dict[str, Any]:
+    """Clips, classes, speakers and streams, as a probe tells them."""
+    samples = [part.index.samples[p] for p in positions]
+    names = Counter(part.targets.classes[k] for k in part.targets.label[positions] if k >= 0)
+    return {
+        "clips": len(samples),
+        "classes": {name: names[name] for name in part.targets.classes},
+        "speakers": sorted({str(s.meta["speaker"]) for s in samples if s.meta.get("speaker")}),
+        "with_audio": sum(s.has_audio for s in samples),
+        "with_video": sum(s.has_video for s in samples),
+    }
 
 
 def licences(part: Part) -> list[str]:
