@@ -10,7 +10,8 @@ from affekt.finetune.probes.results import versions
 from affekt.finetune.report.results import write_results_report
 from affekt.finetune.report.rows import results_csv
 from affekt.finetune.schema import Results
-from affekt.finetune.scores import describe_system, main_score, values
+from affekt.finetune.scores import cluster_of, describe_system, main_score, values
+from affekt.finetune.splits import describe_side
 from affekt.finetune.training.choice import name_of_choice
 from affekt.finetune.training.clips import Clips, Part
 from affekt.finetune.training.settings import FinetuneSettings
@@ -31,6 +32,7 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
             test,
             dev,
             bootstrap=settings.bootstrap,
+            cluster=cluster_of(test[0]),
             transductive=settings.transductive,
         )
         system.predictions = [str(path.relative_to(folder)) for path in files["test"]]
@@ -44,9 +46,8 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
             protocol={"chosen_by": name_of_choice(settings), "dev": [scores_of(table) for table in dev]},
             clips={
                 "parts": {
-                    "fit": describe_part(part, part.train + (part.dev if settings.refit else [])),
-                    "choose": describe_part(part, part.dev),
-                    "test": describe_part(part, part.test),
+                    name: describe_side(part.index, clips, part.targets.classes, part.targets.label[clips])
+                    for name, clips in sides(part, settings.refit).items()
                 },
                 "unread": {clip: cause for table in test for clip, cause in table.about["unread"].items()},
             },
@@ -63,22 +64,14 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
     return found[0]
 
 
+def sides(part: Part, refit: bool) -> dict[str, list[int]]:
+    """Positions of the clips that the scored weights were fitted on, of those to choose on, and of those to score."""
+    return {"fit": part.train + part.dev if refit else part.train, "choose": part.dev, "test": part.test}
+
+
 def scores_of(dev: Predictions) -> dict[str, float | int]:
     """Those of the development clips, where the epoch was chosen: better than they would be elsewhere."""
     return {"seed": dev.about["seed"], "epoch": dev.about["epoch"], **values(dev)}
-
-
-def describe_part(part: Part, positions: list[int]) -> dict[str, Any]:
-    """Clips, classes, speakers and streams, as a probe tells them."""
-    samples = [part.index.samples[p] for p in positions]
-    names = Counter(part.targets.classes[k] for k in part.targets.label[positions] if k >= 0)
-    return {
-        "clips": len(samples),
-        "classes": {name: names[name] for name in part.targets.classes},
-        "speakers": sorted({str(s.meta["speaker"]) for s in samples if s.meta.get("speaker")}),
-        "with_audio": sum(s.has_audio for s in samples),
-        "with_video": sum(s.has_video for s in samples),
-    }
 
 
 def licences(part: Part) -> list[str]:
