@@ -147,7 +147,7 @@ def stress(
     picture = (
         f'<img class="row" alt="One clip, spoiled in every way" src="{data_uri(sheet.read_bytes(), "image/png")}">'
     )
-    write_results_report(out / "report.html", results, clips.index, pictures=[card(picture, title="What was done")])
+    write_results_report(out / "report.html", results, clips.index, extras={"How clips were spoiled": card(picture)})
     return results
 
 
