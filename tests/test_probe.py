@@ -219,11 +219,13 @@ def test_folds_choose_on_every_speaker_once(shards):
         make_task(index, label="label", group="speaker", **parts | {"dev": {"folds": 7}}, seed=0)
 
 
-def test_split_by_clip_resamples_clips(shards, export, tmp_path):
+def test_intervals_of_a_split_by_clip_are_over_speakers_too(shards, export, tmp_path):
     changes = {"group": "id", "test": {"fraction": 0.3}, "dev": {"fraction": 0.3}, "streams": ["audio"]}
     found = probe(settings_of(shards, export, tmp_path, random_seeds=[0], **changes))
     row = find_row(found, "pretrained", "audio")
-    assert row["test"]["uar"]["unit"] == "clips" and row["test"]["uar"]["clusters"] == row["clips"]["test"]
+    speakers = found["clips"]["parts"]["test"]["speakers"]
+    assert row["test"]["uar"]["unit"] == "speakers, then their clips"
+    assert row["test"]["uar"]["clusters"] == len(speakers) < row["clips"]["test"]
     assert {r["stream"] for r in found["rows"]} == {"audio"}
 
 

@@ -19,7 +19,7 @@ from affekt.finetune.probes.settings import ProbeSettings
 from affekt.finetune.probes.task import Task
 from affekt.finetune.report.map import embedding_map
 from affekt.finetune.schema import Curve, Difference, Layers, Results, System, Table
-from affekt.finetune.scores import compare, describe_system, score, values
+from affekt.finetune.scores import cluster_of, compare, describe_system, score, values
 from affekt.finetune.splits import describe_side
 
 KINDS = {"pretrained": "probe", "random": "random", "statistics": "statistics", "majority": "majority"}
@@ -51,7 +51,7 @@ def describe(
     main = task.score_name
     said = [predictions_of(row, index, positions, settings) for row in rows]
     how = {"bootstrap": settings.bootstrap, "seed": settings.seed}
-    how |= {"cluster": "speaker" if settings.group == "speaker" else None}
+    how |= {"cluster": cluster_of(said[0][0])}  # also where clips of one speaker stand on both sides
     systems = [
         describe_system_of(row, tables, index, positions, settings, how) for row, tables in zip(rows, said, strict=True)
     ]
