@@ -43,7 +43,7 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
             main_score=main_score(settings.task),
             protocol={"chosen_by": name_of_choice(settings), "dev": [scores_of(table) for table in dev]},
             clips={
-                "parts": {side: len(getattr(part, side)) for side in ("train", "dev", "test")},
+                "parts": {side: describe_side(part, getattr(part, side)) for side in ("train", "dev", "test")},
                 "unread": {clip: cause for table in test for clip, cause in table.about["unread"].items()},
             },
             systems=[system],
@@ -57,6 +57,19 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
         write_results_report(folder / "report.html", results, part.index)
         found.append(results)
     return found[0]
+
+
+def describe_side(part: Part, positions: list[int]) -> dict[str, Any]:
+    """Counts as those of a probe: clips, classes, speakers and streams of one side of the split."""
+    labels = Counter(part.targets.label[positions].tolist())
+    samples = [part.index.samples[position] for position in positions]
+    return {
+        "clips": len(samples),
+        "classes": {name: labels[i] for i, name in enumerate(part.targets.classes)},
+        "speakers": sorted({str(s.meta["speaker"]) for s in samples if s.meta.get("speaker")}),
+        "with_audio": sum(s.has_audio for s in samples),
+        "with_video": sum(s.has_video for s in samples),
+    }
 
 
 def scores_of(dev: Predictions) -> dict[str, float | int]:
