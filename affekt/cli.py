@@ -34,6 +34,7 @@ from affekt.planning import plan
 from affekt.predicting import predict
 from affekt.progress import Report, progress, training
 from affekt.retrieving import index, recall, retrieve
+from affekt.stressing import stress
 from affekt.watching import compare, runs
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ HOW_TO_GO_ON = {
     "pretrain": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
     "evaluate": LAST,
     "finetune": "the last checkpoint is kept; the same command goes on from there",
+    "stress": "finished levels are kept; the same command goes on from there",
     "launch": "the last checkpoint is kept; the same command with `--resume auto` goes on from there",
     "index": "features of finished parts are kept; the same command goes on from there",
     "demo": "what is finished is kept; the same command goes on from there",
@@ -287,6 +289,7 @@ app.command()(recall)
 app.command()(finetune)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(stress)
 
 
 @app.command()

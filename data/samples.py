@@ -109,6 +109,13 @@ class Samples(Sequence):
         """`row` of every clip in turn."""
         return map(self.row, range(len(self)))
 
+    def beginnings(self, share: float) -> "Samples":
+        """The same clips as if they ended after this share of their length, of which a picture and a sample are left
+        where there were any; for decoding, which reads the bytes of the whole clip."""
+        c = self._columns
+        shorter = {name: np.ceil(c[name] * share - 1e-9).astype(c[name].dtype) for name in ("frames", "samples")}
+        return Samples({**c, **shorter, "duration": c["duration"] * share})
+
     def outside(self, shard_bytes: np.ndarray) -> int | None:
         """The first clip with a member that does not lie within its shard, given the size of every shard."""
         if len(self) and not 0 <= self.shard.min() <= self.shard.max() < len(shard_bytes):

@@ -13,6 +13,7 @@ from affekt.data.files import hash_file
 from affekt.data.labels import LabelSettings
 from affekt.data.manifest import safe_id
 from affekt.data.settings import apply_overrides, read_yaml
+from affekt.data.shards import ShardIndex
 from affekt.finetune.contenders import Classic, Contender, Majority, Outcome, Part, Report
 from affekt.finetune.frozen import Probe
 from affekt.finetune.predictions import Predictions
@@ -87,7 +88,12 @@ class FineTuning:
 
     def identity(self) -> dict[str, Any]:
         values = {key: value for key, value in self.settings.model_dump(mode="json").items() if key not in OF_THE_FOLD}
-        return {"finetune": values, "weights": self.weights}
+        return {"finetune": values, "weights": self.weights, "learned_from": self.learned_from}
+
+    @cached_property
+    def learned_from(self) -> list[str]:
+        """Fingerprints of the corpora of a mixture, whose clips may change under the same path."""
+        return [ShardIndex.open(corpus.shards).fingerprint for corpus in self.settings.data.mixture]
 
     @cached_property
     def weights(self) -> str | None:

@@ -234,9 +234,13 @@ def _kept(test: Path, dev: Path, digest: str) -> Outcome | None:
 
 
 def _check(outcome: Outcome, part: Part, contender: Contender) -> None:
-    """Each test clip is judged once or accounted for; nothing else is judged."""
+    """Each test clip is judged once or accounted for; nothing else is judged, and nothing but development clips is
+    what temperatures are fitted on."""
     ids = {part.index.samples.row(p)["id"] for p in part.fold.test}
     judged = set(outcome.test.ids)
     if judged - ids or ids - judged - set(outcome.unread):
         odd = sorted((judged - ids) or (ids - judged - set(outcome.unread)))[0]
         raise DataError(f"{contender.name}, fold {part.fold.name}: {odd} is no test clip, or was not judged")
+    strange = set(outcome.dev.ids if outcome.dev else ()) - {part.index.samples.row(p)["id"] for p in part.fold.dev}
+    if strange:
+        raise DataError(f"{contender.name}, fold {part.fold.name}: {min(strange)} is no development clip of this fold")

@@ -44,7 +44,9 @@ class Probe:
 
     def identity(self) -> dict[str, Any]:
         menu = self.settings.model_dump(mode="json", include=MENU)
-        return {"probe": self.features, "stream": self.stream, "weights": self.weights, **menu}
+        # What was let through as transductive is not to come back from its file unmarked.
+        allowed = {"transductive": self.transductive} if self.features == "pretrained" else {}
+        return {"probe": self.features, "stream": self.stream, "weights": self.weights, **allowed, **menu}
 
     @cached_property
     def weights(self) -> str:

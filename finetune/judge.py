@@ -10,6 +10,7 @@ from torch import Tensor
 
 from affekt.data.batch import Batch, Streams
 from affekt.data.decode import Window
+from affekt.data.errors import DataError
 from affekt.data.loader import eval_loader
 from affekt.data.shards import ShardIndex
 from affekt.finetune.features import by_streams
@@ -63,10 +64,13 @@ def judge_clips(
     logarithms (log-odds for `multi`); `values` are averaged as they are. Nothing is random. `alter` changes a batch of
     views before the model meets it: to spoil it, or to take a stream away. Of several ranks each judges its share of
     the same batches (`eval_loader`), so that nothing depends on their number; `unread` then has what others judge too.
+
+    Raises DataError where a model answers NaN for some clips and not for others with the same streams.
     """
     sums: dict[str, dict[int, np.ndarray]] = {}
     views = np.zeros(len(positions), int)
     unread: dict[str, str] = {}
+    heard: dict[str, dict[tuple[bool, bool], tuple[bool, str]]] = {}
     for available, places in by_streams(index, positions, judge.streams):
         loader = eval_loader(
             index,
@@ -85,8 +89,10 @@ def judge_clips(
             if not batch.ids:
                 continue
             rows = [places[i] for i in batch.clip.tolist()]
-            for name, said in judge(alter(batch) if alter else batch).items():
+            asked = alter(batch) if alter else batch
+            for name, said in judge(asked).items():
                 said = said.double().cpu()
+                _refuse_gaps(asked, said, heard.setdefault(name, {}))
                 if name == "logits":
                     said = said.sigmoid() if kind == "multi" else said.softmax(1)
                 block = sums.setdefault(name, {})
@@ -107,3 +113,16 @@ def judge_clips(
         p = means["logits"].clip(SMALLEST, 1)
         means["logits"] = np.log(p) - np.log((1 - means["logits"]).clip(SMALLEST, 1)) if kind == "multi" else np.log(p)
     return Judged(ids, [int(positions[p]) for p in seen], means.get("logits"), means.get("values"), unread)
+
+
+def _refuse_gaps(batch: Batch, said: Tensor, heard: dict[tuple[bool, bool], tuple[bool, str]]) -> None:
+    """NaN says that the model has no use for the streams of a clip, and then it has none for any clip with just these.
+    NaN for some of them is a fault of the model, and a score without them would be over the easier rest."""
+    for clip, *streams, gap in zip(batch.ids, batch.has_video.tolist(), batch.has_audio.tolist(), said.isnan().any(1)):
+        before, other = heard.setdefault(tuple(streams), (bool(gap), clip))
+        if before != bool(gap):
+            bad, good = (clip, other) if gap else (other, clip)
+            raise DataError(
+                f"clip {bad}: the model answers NaN, though not for {good}, which has the same streams; no score may "
+                "leave such clips out: look for weights or inputs that are not finite"
+            )

@@ -13,7 +13,7 @@ from affekt.data.errors import DataError
 from affekt.data.files import check_version, write_text
 
 FORMAT, VERSION = "affekt-results", "1.0"
-Selected = Literal["dev", "test"]
+Selected = Literal["dev", "test", "unknown"]
 
 
 class Part(BaseModel):
@@ -100,7 +100,7 @@ class System(Part):
 
     `scores` are pooled over folds; with several seeds they are means over them. `confusion` rows are the truth, summed
     over seeds. `selected` says on which clips its epoch, layers and penalties were chosen: numbers of `test` are never
-    shown under the name of numbers of `dev`.
+    shown under the name of numbers of `dev`; `unknown` is what a table of another program does not tell.
     """
 
     name: str
@@ -190,6 +190,7 @@ class Conflict(Part):
     bias_index: Estimate
     conflict_gap: Estimate
     audio_follow: Estimate
+    note: str = ""
 
 
 class Point(Part):

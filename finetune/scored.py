@@ -8,10 +8,11 @@ from affekt.finetune.imported import read_table
 from affekt.finetune.predictions import Predictions, pooled
 from affekt.finetune.probes.results import versions
 from affekt.finetune.schema import Results, System
-from affekt.finetune.scores import describe_system, main_score, task_of
-from affekt.finetune.table import cluster_of, differences, system_name, write_results
+from affekt.finetune.scores import cluster_of, describe_system, main_score, task_of
+from affekt.finetune.table import differences, system_name, write_results
 
 SUFFIXES = (".safetensors", ".csv")
+UNKNOWN = "unknown"  # on which clips a table's epoch was chosen, where it does not say
 
 
 def score_files(
@@ -64,7 +65,7 @@ def read_run(path: Path) -> list[Predictions]:
     tables = [table for table in tables if table.about.get("part", "test") == "test"]
     if not tables:
         raise SettingsError(f"{path}: no predictions of test clips in this folder ({len(files)} files)")
-    kinds = {(table.about.get("name"), table.about.get("selected", "dev")) for table in tables}
+    kinds = {(table.about.get("name"), table.about.get("selected", UNKNOWN)) for table in tables}
     if len(kinds) > 1:
         told = ", ".join(sorted(f"{name} ({selected}-selected)" for name, selected in kinds))
         raise SettingsError(f"{path}: holds predictions of several runs: {told}; name the folder of one")
@@ -76,8 +77,8 @@ def read_run(path: Path) -> list[Predictions]:
 
 def system_of(name: str, run: list[Predictions], how: dict) -> System:
     about = run[0].about
-    selected = about.get("selected", "dev")
-    title = f"{name} ({selected}-selected)" if "selected" in about else name
+    selected = about["selected"]
+    title = name if selected == UNKNOWN else f"{name} ({selected}-selected)"
     row = describe_system(system_name(name, selected), title, "other", run, None, **how)
     streams = about.get("streams", "both")
     return row.model_copy(
@@ -96,5 +97,5 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def named(table: Predictions, name: str) -> Predictions:
-    selected = table.about.get("selected", "dev")
+    selected = table.about.get("selected", UNKNOWN)
     return Predictions(**{**table.__dict__, "about": {**table.about, "name": name, "selected": selected}})

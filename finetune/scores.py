@@ -173,7 +173,8 @@ def describe_system(
 
 
 def same_clips(predictions: Predictions | Sequence[Predictions]) -> list[Predictions]:
-    """Tables of several seeds in the order of the first. Raises SettingsError where their clips differ."""
+    """Tables of several seeds in the order of the first. Raises SettingsError where their clips differ, or what is
+    known of them."""
     tables = [predictions] if isinstance(predictions, Predictions) else list(predictions)
     if not tables or not len(tables[0]):
         raise SettingsError("no clips to score")
@@ -184,7 +185,12 @@ def same_clips(predictions: Predictions | Sequence[Predictions]) -> list[Predict
                 f"seeds have judged different clips: {len(differing)} are in one alone, first {min(differing)}; judge "
                 "the same clips with each, or compare() runs on those they share"
             )
-    return [tables[0], *(in_order(table, tables[0].ids) for table in tables[1:])]
+    tables = [tables[0], *(in_order(table, tables[0].ids) for table in tables[1:])]
+    for table in tables[1:]:
+        for truth in ("label", "shares", "ratings"):
+            if getattr(tables[0], truth) is not None:
+                _same_truth(tables[0], table, truth)
+    return tables
 
 
 def in_order(table: Predictions, ids: Sequence[str]) -> Predictions:
@@ -201,6 +207,11 @@ def clusters(predictions: Predictions, name: str | None) -> list[str] | None:
     if not any(known):
         return None
     return [f"{name} {value}" if value else f"clip {clip}" for value, clip in zip(known, predictions.ids)]
+
+
+def cluster_of(table: Predictions) -> str | None:
+    """What the bootstrap draws: speakers where they are known, else sessions, else single clips."""
+    return next((name for name in ("speaker", "session") if any(table.meta.get(name, []))), None)
 
 
 def _estimates(measures, clips: Predictions, bootstrap: int, seed: int, cluster: str | None, centred=frozenset()):
@@ -242,7 +253,7 @@ def _named(predictions: Predictions, names: Iterable[str] | None) -> dict[str, S
 def _same_truth(ours: Predictions, theirs: Predictions, truth: Truth) -> None:
     a, b = getattr(ours, truth), getattr(theirs, truth)
     if b is None or not np.array_equal(a, b, equal_nan=truth != "label"):
-        raise SettingsError(f"the two runs were told different {truth} of the same clips; score both by one rule")
+        raise SettingsError(f"two tables were told different {truth} of the same clips; score both by one rule")
 
 
 def _values(tables: Sequence[Predictions]) -> dict[str, float]:
@@ -284,6 +295,12 @@ def _calibration(tables: Sequence[Predictions], dev: Sequence[Predictions]) -> C
             part = devs.get((table.about.get("seed"), fold))
             if part is None:
                 return None
+            shared = set(part.ids) & {clip for clip, own in zip(table.ids, folds) if own == fold}
+            if shared:
+                raise SettingsError(
+                    f"{len(shared)} development clips are test clips of the same fold, first {min(shared)}; "
+                    "temperatures may not see those"
+                )
             temperatures.append(fit_temperatures(part))
             logits[folds == fold] = temperatures[-1].apply(table.take(folds == fold)).logits
         scaled.append(replace(table, logits=logits))

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,15 +43,18 @@ def split_clips(
 def check_unseen(
     index: ShardIndex, test: np.ndarray, pretraining: dict[str, Any], *, group: str, transductive: bool
 ) -> dict[str, Any]:
-    """Compare the test clips (positions) with what pre-training saw: ids, source files and, by `group`, speakers.
+    """Compare the test clips (positions) with what pre-training saw: ids, source files and, by `group`, speakers or
+    sessions (speakers too where an older export does not list its sessions).
 
     `pretraining` is an export's `pretrain_data.json`. Returns the counts for the results. Raises SettingsError naming
     some of what is shared unless `transductive`.
     """
     samples = [index.samples[p] for p in test]
     values = {"ids": {s.id for s in samples}, "sources": {s.source_sha256 for s in samples} - {""}}
-    if group == "speaker":
-        values["speakers"] = {str(s.meta["speaker"]) for s in samples}
+    if group == "speaker" or (group == "session" and "sessions" not in pretraining):
+        values["speakers"] = {str(s.meta["speaker"]) for s in samples if group == "speaker" or s.meta.get("speaker")}
+    elif group == "session":
+        values["sessions"] = {str(s.meta["session"]) for s in samples}
     shared = {what: sorted(found & set(map(str, pretraining[what]))) for what, found in values.items()}
     if any(shared.values()) and not transductive:
         parts = [f"{len(found)} {what} ({', '.join(found[:3])})" for what, found in shared.items() if found]
@@ -91,3 +95,19 @@ def _take(
         found = "; ".join(f"{key}: {', '.join(sorted(values)[:12])}" for key, values in known.items())
         raise SettingsError(f"{part}: no clip left has {selector}; the clips left have {found}")
     return [p for p in positions if p not in allowed], taken
+
+
+def describe_side(
+    index: ShardIndex, positions: Sequence[int], classes: Sequence[str], labels: Sequence[int]
+) -> dict[str, Any]:
+    """Counts for `results.clips["parts"]`: clips at `positions`, by class (`labels`, -1 for none, may be empty where a
+    task has no classes), their speakers, and how many have sound and picture."""
+    samples = [index.samples[int(position)] for position in positions]
+    names = Counter(classes[label] for label in labels if label >= 0)
+    return {
+        "clips": len(samples),
+        "classes": {name: names[name] for name in classes},
+        "speakers": sorted({str(sample.meta["speaker"]) for sample in samples if sample.meta.get("speaker")}),
+        "with_audio": sum(sample.has_audio for sample in samples),
+        "with_video": sum(sample.has_video for sample in samples),
+    }

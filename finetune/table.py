@@ -27,7 +27,7 @@ from affekt.finetune.evaluate import (
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.probes.results import versions
 from affekt.finetune.schema import Difference, Estimate, Results, System
-from affekt.finetune.scores import compare, describe_system, task_of
+from affekt.finetune.scores import cluster_of, compare, describe_system, task_of
 
 KIND = "results of `affekt evaluate`"
 SHOWN = {
@@ -129,8 +129,8 @@ def raters_row(
 
 
 def system_name(name: str, selected: str) -> str:
-    """`finetuned` -> `finetuned:dev-selected`."""
-    return f"{name}:{selected}-selected"
+    """`finetuned` -> `finetuned:dev-selected`; nothing is claimed where it is unknown."""
+    return name if selected == "unknown" else f"{name}:{selected}-selected"
 
 
 def differences(tables: list[list[Predictions]], main: str, how: dict[str, Any]) -> list[Difference]:
@@ -141,11 +141,6 @@ def differences(tables: list[list[Predictions]], main: str, how: dict[str, Any])
         names = [system_name(t[0].about["name"], t[0].about["selected"]) for t in (tables[0], other)]
         found.append(difference.model_copy(update={"of": names[0], "minus": names[1]}))
     return found
-
-
-def cluster_of(table: Predictions) -> str | None:
-    """What the bootstrap draws: speakers where they are known, else sessions, else single clips."""
-    return next((name for name in ("speaker", "session") if any(table.meta.get(name, []))), None)
 
 
 def describe_protocol(plan: Plan, settings: EvaluateSettings) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from affekt.data.batch import Batch
 from affekt.data.decode import Window
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs, Preprocess
-from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings, Streams, patches_audio, patches_video, valid_audio_tokens
+from affekt.pretrain.hicmae import (
+    HiCMAE,
+    HiCMAESettings,
+    Streams,
+    contrast_means,
+    patches_audio,
+    patches_video,
+    valid_audio_tokens,
+)
 from affekt.pretrain.patches import mean_of_tokens
 
 
@@ -101,11 +109,13 @@ class Encoder(nn.Module):
         for stream in (name for name in there if there[name] and s.streams in ("both", name)):
             tokens = self.layers(inputs, stream)
             valid = self.valid_audio_tokens(inputs) if stream == "audio" else None
-            means = [mean_of_tokens(tokens[f"{stream}_{tap}"], valid) for tap in s.taps]
-            features[f"{stream}_taps"] = torch.stack(means, 1)
+            means = contrast_means([tokens[f"{stream}_{tap}"] for tap in s.taps], stream, s, None, valid)
+            features[f"{stream}_taps"] = torch.stack([x.flatten(1) for x in means], 1)
             if self.has_projectors:
                 heads = getattr(self, f"projector_{stream}")
-                features[f"{stream}_heads"] = torch.stack([head(x) for head, x in zip(heads, means, strict=True)], 1)
+                features[f"{stream}_heads"] = torch.stack(
+                    [head(x).flatten(1) for head, x in zip(heads, means, strict=True)], 1
+                )
             if segments:
                 steps = [mean_by_time(tokens[f"{stream}_{tap}"], valid, segments) for tap in s.taps]
                 features[f"{stream}_steps"] = torch.cat(steps, 1)

@@ -23,6 +23,7 @@ from affekt.pretrain.patches import (
     mean_of_tokens,
     patchify_audio,
     patchify_video,
+    segment_means,
     standardise_audio,
     video_target,
 )
@@ -34,6 +35,7 @@ CONTRAST = (
     "contrast_negatives",
     "contrast_exclude",
     "contrast_center",
+    "contrast_segments",
     "projector_dim",
 )
 
@@ -72,6 +74,9 @@ class HiCMAESettings(Settings):
         "clip", description="no negatives of each other: views of one clip, or also all clips of one speaker"
     )
     contrast_center: bool = Field(False, description="take the batch mean off pooled features; published: no")
+    contrast_segments: PositiveInt = Field(
+        1, description="parts of the time pooled by themselves and compared with the same part; published: 1, the whole"
+    )
     projector_dim: NonNegativeInt = Field(0, description="width of projection heads before the contrast; published: 0")
     positions: Literal["flat", "factorised"] = Field(
         "flat", description="one sinusoid over the flattened index, or one per axis of the grid; published: flat"
@@ -107,6 +112,11 @@ class HiCMAESettings(Settings):
         for dim in (self.embed_dim, self.decoder_embed_dim):
             if self.positions == "factorised" and dim < 6:
                 raise ValueError(f"positions `factorised` needs two channels for each of three axes, there are {dim}")
+        for name, steps in (("grid_video", self.grid_video[0]), ("grid_audio", self.grid_audio[0])):
+            if steps % self.contrast_segments:
+                raise ValueError(
+                    f"contrast_segments {self.contrast_segments}: {name} has {steps} steps, no multiple of it"
+                )
         if self.projector_dim and not self.contrast_weight:
             raise ValueError("projector_dim: with contrast_weight 0 nothing trains projection heads; leave it out")
         maps = {"mask_ratio_video": math.prod(self.grid_video[1:]), "mask_ratio_audio": math.prod(self.grid_audio)}
@@ -201,12 +211,12 @@ class HiCMAE(nn.Module):
         s, tokens = self.settings, whole.tokens if whole else (None, None)
         if only_features:
             taps, _ = self.encode(inputs, mask_video, mask_audio)
-            return {"features": self.features(taps, mask_audio)}
+            return {"features": self.features(taps, mask_video, mask_audio)}
         targets = self.targets(inputs, mask_video, mask_audio)  # first: its copies are gone when activations pile up
         taps, encoded = self.encode(inputs, mask_video, mask_audio)
         pairs = None
         if s.streams == "both":
-            features = self.features(taps, mask_audio)
+            features = self.features(taps, mask_video, mask_audio)
             pairs = None if whole else self.gathered(features, self.numbers(inputs))
         predictions = self.decode(encoded, taps, mask_video, mask_audio)
         losses = {}
@@ -227,17 +237,18 @@ class HiCMAE(nn.Module):
             losses["loss"] = losses["loss"] + s.contrast_weight * losses["loss_contrast"]
         return losses
 
-    def features(self, taps: dict[str, list[Tensor]], mask_audio: Mask) -> Tensor:
-        """What the contrast is between: (B, 2, K, D) of video and audio, for each tap the mean of its tokens."""
+    def features(self, taps: dict[str, list[Tensor]], mask_video: Mask, mask_audio: Mask) -> Tensor:
+        """What the contrast is between: (B, 2, K, D) of video and audio, for each tap the mean of its tokens; with
+        segments of the time one behind the other (B, 2, K, S D)."""
         s = self.settings
-        features = {
-            "video": [tap.mean(1) for tap in taps["video"]],
-            "audio": [mean_of_tokens(tap, mask_audio.valid_keep) for tap in taps["audio"]],
+        means = {
+            "video": contrast_means(taps["video"], "video", s, mask_video.ids_keep),
+            "audio": contrast_means(taps["audio"], "audio", s, mask_audio.ids_keep, mask_audio.valid_keep),
         }
         if s.projector_dim:
             for stream, heads in (("video", self.projector_video), ("audio", self.projector_audio)):
-                features[stream] = [head(x) for head, x in zip(heads, features[stream], strict=True)]
-        return torch.stack([torch.stack(x, 1) for x in features.values()], 1)
+                means[stream] = [head(x) for head, x in zip(heads, means[stream], strict=True)]
+        return torch.stack([torch.stack([x.flatten(1) for x in of_taps], 1) for of_taps in means.values()], 1)
 
     def numbers(self, inputs: Inputs) -> Tensor:
         """What the contrast asks of each clip, int64 (B, 3): whether it has both streams, its number, its speaker's."""
@@ -313,6 +324,17 @@ class HiCMAE(nn.Module):
         if "audio" in encoded:
             predictions["audio"] = self.decoder_audio(encoded["audio"], taps["audio"], mask_audio)
         return predictions
+
+
+def contrast_means(
+    taps: list[Tensor], stream: str, s: HiCMAESettings, ids: Tensor | None = None, valid: Tensor | None = None
+) -> list[Tensor]:
+    """What the contrast compares of each tap (B, N, D), before heads: (B, D), the mean of its tokens, or with
+    `contrast_segments` S above 1 the means of S parts of the time, (B, S, D). `ids` and `valid` as `segment_means`."""
+    if s.contrast_segments == 1:
+        return [mean_of_tokens(tap, valid) for tap in taps]
+    steps, *rest = s.grid_video if stream == "video" else s.grid_audio
+    return [segment_means(tap, ids, math.prod(rest), steps, s.contrast_segments, valid) for tap in taps]
 
 
 def patches_video(inputs: Inputs, s: HiCMAESettings) -> Tensor:

@@ -120,3 +120,14 @@ def mean_of_tokens(x: Tensor, valid: Tensor | None = None) -> Tensor:
         return x.mean(1)
     weight = valid[..., None].to(x)
     return (x * weight).sum(1) / weight.sum(1)
+
+
+def segment_means(x: Tensor, ids: Tensor | None, per_step: int, steps: int, segments: int, valid: Tensor | None = None):
+    """(B, N, D) -> (B, segments, D): means of the tokens in each of as many equal parts of the time; 0 where there is
+    no token. `ids` (B, N) are their places in the grid of `steps` times `per_step` tokens, None where all are there."""
+    places = torch.arange(x.shape[1], device=x.device)[None] if ids is None else ids
+    part = places // per_step * segments // steps  # (B, N)
+    weight = (part[:, None] == torch.arange(segments, device=x.device)[:, None]).to(x)  # (B, segments, N)
+    if valid is not None:
+        weight = weight * valid[:, None].to(x)
+    return weight @ x / weight.sum(2, keepdim=True).clamp(min=1)

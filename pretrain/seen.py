@@ -20,7 +20,7 @@ def seen_data(corpora: list[Corpus]) -> dict[str, Any]:
     corpus alone.
     """
     ids, sources, without_speaker = [], set(), 0
-    values: dict[str, set[str]] = {"speaker": set(), "licence": set(), "data_set": set()}
+    values: dict[str, set[str]] = {"speaker": set(), "session": set(), "licence": set(), "data_set": set()}
     for row in (corpus.index.samples.row(i) for corpus in corpora for i in corpus.positions):  # millions, maybe
         ids.append(row["id"])
         sources.add(row["source_sha256"])
@@ -54,7 +54,9 @@ def with_seen_before(seen: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
 
 def merged(seen: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """`seen` with the clips of `before` on its lists. Clips without a speaker are at least as many as either had."""
-    both = {key: sorted({*before[key], *seen[key]}) for key in LISTS}
+    lists = (*LISTS, *(["sessions"] if "sessions" in before and "sessions" in seen else []))
+    both = {key: sorted({*before[key], *seen[key]}) for key in lists}
+    seen = {key: value for key, value in seen.items() if key != "sessions"}  # half a list would look like all of it
     return seen | both | {"without_speaker": max(x.get("without_speaker", 0) for x in (before, seen))}
 
 

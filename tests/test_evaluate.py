@@ -147,6 +147,15 @@ def test_what_a_contender_may_not_say(shards, tmp_path, spoil, message):
     with pytest.raises((SettingsError, DataError), match=message):
         run_folds(plan_evaluation(settings), [Quick(spoil={"test": spoil})], settings)
     assert not list(tmp_path.rglob("*.test.safetensors"))
+    [fold, *_] = plan_evaluation(settings).folds
+
+    class Peeking(Quick):
+        def judge(self, part, seed, folder, progress=None):
+            outcome = super().judge(part, seed, folder)
+            return Outcome(outcome.test, replace(outcome.test, about=outcome.dev.about))
+
+    with pytest.raises(DataError, match=f"fold {fold.name}: .* is no development clip of this fold"):
+        run_folds(plan_evaluation(settings), [Peeking()], settings)
     with pytest.raises(SettingsError, match="different names, found quick, quick"):
         run_folds(plan_evaluation(settings), [Quick(), Quick()], settings)
 

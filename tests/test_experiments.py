@@ -1,6 +1,7 @@
 """Experiments in protocols: fine-tunings and probes on the clips of a fold, and the command that runs them all."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -87,7 +88,7 @@ def test_the_command_runs_experiments_and_baselines_into_one_table(place):
         + "".join(f"s{s}_{t},{'angry,1,0' if t % 2 == 0 else 'sad,0,1'}\n" for s in range(6) for t in range(4))
     )
     scored = score_files([mine, folder / "tuned"], place / "scored", bootstrap=100)
-    assert [s.name for s in scored.systems] == ["mine:dev-selected", "tuned:dev-selected"]
+    assert [s.name for s in scored.systems] == ["mine", "tuned:dev-selected"]  # a CSV tells of no choice
     assert scored.systems[1].scores["uar"].value == tuned.scores["uar"].value and scored.differences[0].clips == 16
     with pytest.raises(SettingsError, match=r"holds predictions of several runs: majority \(dev-selected\), mel_svm"):
         score_files([folder])
@@ -107,6 +108,29 @@ def test_a_probe_takes_part_and_refuses_what_its_encoder_has_seen(place, shards,
     leaky = settings_of(shards, tmp_path / "out")
     with pytest.raises(SettingsError, match=r"pre-training has seen test clips: shared 1 speakers \(s0\)"):
         run_folds(plan_evaluation(leaky), [probe], leaky)
+    # What was let through stays marked: without the word it is not read back as if nothing had been shared.
+    [allowed, _], _ = enter([str(place / "probe.yaml")], ["penalties=[0.01]", "transductive=true"], [], probe.cache)
+    assert allowed.transductive and run_folds(plan_evaluation(leaky), [allowed], leaky)[0].files
+    with pytest.raises(SettingsError, match="pre-training has seen test clips"):
+        run_folds(plan_evaluation(leaky), [probe], leaky)
+
+
+def test_a_corpus_that_is_learned_from_beside_the_judged_one_counts_as_a_setting(place, shards, tone_shards, tmp_path):
+    """A fold is made again where other clips lie under the same path."""
+
+    def tuned():
+        values = yaml.safe_load((place / "tuned.yaml").read_text())
+        own = values.pop("data")
+        mixture = [{k: v for k, v in own.items() if k != "workers"}, {"shards": str(tmp_path / "more")}]
+        (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(values | {"data": {"mixture": mixture}}))
+        return enter([str(tmp_path / "mixed.yaml")], [], [], tmp_path / "cache")[0][0].identity()
+
+    tone_shards(tmp_path / "more", lambda speaker, take: (["angry", "sad"][take % 2],) * 2, people=2, takes=2)
+    before = tuned()
+    assert tuned() == before
+    shutil.rmtree(tmp_path / "more")
+    tone_shards(tmp_path / "more", lambda speaker, take: (["angry", "sad"][take % 2],) * 2, people=3, takes=2)
+    assert tuned() != before
 
 
 @pytest.mark.parametrize(

@@ -184,3 +184,10 @@ def test_real_faces_are_found_and_fill_the_crop(folder, pattern, count):
         x0, y0, x1, y1 = again[0]
         assert 95 < x1 - x0 < 135 and abs((x0 + x1) / 2 - 80) < 12 and abs((y0 + y1) / 2 - 75) < 12
     assert spent / count < 0.5  # seconds of one core per clip; about 0.06 on an idle one
+
+
+def test_the_box_of_a_mouth_holds_it_and_not_the_eyes():
+    film = film_of([(140, 110, 50)] * 6)
+    x0, y0, x1, y1 = main_track(film, find_detectors("affekt.data.media.face:mouth")).boxes[0]
+    assert x0 < 140 - 20 and x1 > 140 + 20 and y0 < 148 - 6 and y1 > 148 + 6  # as it is drawn
+    assert y0 > 110 - 0.05 * 100 + 8 and x1 - x0 < 100

@@ -27,7 +27,7 @@ TONES = {"high": 3000, "low": 250, "middle": 900}
 MODEL = {"name": "hicmae_nano", "streams": "audio", "embed_dim": 32, "num_heads": 2, "depth": 2, "taps": [1, 2]}
 
 
-def make_shards(folder, classes=tuple(TONES), speakers="012345678", prefix="s", takes=6):
+def make_shards(folder, classes=tuple(TONES), speakers="012345678", prefix="s", takes=6, mark="", data_set=""):
     """Tones by label under noise, one second each; the pitch also says how aroused, and rated, a clip is."""
     rng, clips = np.random.default_rng(0), []
     for number, speaker in enumerate(speakers):
@@ -41,7 +41,8 @@ def make_shards(folder, classes=tuple(TONES), speakers="012345678", prefix="s", 
             other = classes[(take + 1) % len(classes)]
             meta = {"label": label, "speaker": prefix + speaker, "arousal": arousal, "votes": {label: 3, other: 2}}
             meta |= {"split": "train" if number < 4 else "dev" if number < 6 else "test", "licence": "CC0-1.0"}
-            name = f"{prefix}{speaker}_{take}"
+            meta |= {"data_set": data_set} if data_set else {}
+            name = f"{prefix}{speaker}_{mark}{take}"
             record = {"id": name, "frames": 0, "samples": 16000, "duration": 1.0, "flags": [], "frame_sizes": []}
             clips.append(({**record, "source_sha256": f"{name:0>64}", "meta": meta}, {"flac": sound.getvalue()}))
     writer = ShardWriter(folder)
@@ -117,7 +118,7 @@ def test_it_learns_what_was_planted_and_leaves_what_is_promised(straight, place)
     assert system.scores["uar"].clusters == 3 and system.calibration is not None
     assert np.trace(system.confusion) == round(system.scores["war"].value * 18)
     assert results.task == "single" and results.main_score == "uar" and results.licences == ["CC0-1.0"]
-    assert "uar" in (out / "results.csv").read_text() and "To learn from" in (out / "report.html").read_text()
+    assert "uar" in (out / "results.csv").read_text() and "To choose on" in (out / "report.html").read_text()
     test = results.clips["parts"]["test"]
     assert test["clips"] == sum(test["classes"].values()) == 18 and len(test["speakers"]) == 3
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -281,3 +282,29 @@ def test_a_file_behind_two_corpora_is_refused(place, tmp_path):
     ]
     with pytest.raises(SettingsError, match="made from the same file as one that tones has in `test`"):
         open_clips(parsed(place, data={"shards": None, "test": None, "dev": None, "mixture": mixture}), "audio")
+
+
+@pytest.mark.parametrize(
+    ("speaker", "data_sets", "refused"),
+    [
+        ("8", ("A", "A"), "test"),
+        ("8", ("", ""), "test"),
+        ("8", ("A", "B"), ""),
+        ("8", ("", "B"), "test"),
+        ("5", ("A", "A"), "dev"),
+    ],
+)
+def test_a_person_judged_in_one_corpus_is_not_learned_from_in_another(tmp_path, speaker, data_sets, refused):
+    """Other recordings of a test or development speaker, under other ids, from other files."""
+    make_shards(tmp_path / "tones", data_set=data_sets[0])
+    make_shards(tmp_path / "more", speakers=speaker, takes=3, mark="more", data_set=data_sets[1])
+    mixture = [
+        {"shards": str(tmp_path / "tones"), "test": {"split": "test"}, "dev": {"split": "dev"}},
+        {"shards": str(tmp_path / "more")},
+    ]
+    settings = parsed(tmp_path, data={"shards": None, "test": None, "dev": None, "mixture": mixture})
+    if not refused:
+        assert len(open_clips(settings, "audio").parts[1].train) == 3
+        return
+    with pytest.raises(SettingsError, match=rf"has the same speaker \(s{speaker}\).* that tones has in `{refused}`"):
+        open_clips(settings, "audio")

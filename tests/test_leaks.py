@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 
 from affekt.cli import run
 from affekt.data.errors import CheckpointError, DataError, SettingsError
+from affekt.data.mixture import Corpus
 from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
-from affekt.finetune import features
+from affekt.finetune import feature_store
 from affekt.finetune.probes.probe import ProbeSettings, check_preparation
 from affekt.finetune.probes.splits import make_task
 from affekt.finetune.splits import check_unseen
@@ -23,6 +24,7 @@ from affekt.pretrain.log import read_metrics
 from affekt.pretrain.loop import claim_run
 from affekt.pretrain.mixture import open_corpora
 from affekt.pretrain.registry import model_settings
+from affekt.pretrain.seen import merged, seen_data
 from affekt.pretrain.settings import PretrainSettings
 
 SEEN = {"ids": ["a"], "sources": [], "speakers": ["s1"], "licences": [], "data_sets": [], "prepare": {}}
@@ -110,6 +112,26 @@ def test_clips_of_unknown_speakers_are_told(tiny_shards, capsys):
     assert not check_unseen(index, [0], SEEN, group="speaker", transductive=False)["without_speaker"]
 
 
+def test_a_session_that_pre_training_has_seen_is_refused(encode_clip, tmp_path):
+    """Other clips of the same recording session, under other ids, from other files."""
+    tone = torch.arange(16000).mul(0.1).sin().numpy() * 0.3
+    writer = ShardWriter(tmp_path)
+    rows = [("a", "Ses05", "Ses05F"), ("b", "Ses05", "Ses05M"), ("c", "Ses06", "Ses06F")]
+    writer.write_shard(0, [encode_clip(clip, None, tone, session=s, speaker=p) for clip, s, p in rows])
+    index = writer.finish({"size": 32, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
+    how = {"group": "session", "transductive": False}
+    seen = seen_data([Corpus(index, np.array([0]), None, "")])
+    assert seen["sessions"] == ["Ses05"]
+    with pytest.raises(SettingsError, match=r"shared 1 sessions \(Ses05\)"):
+        check_unseen(index, [1], seen, **how)
+    assert check_unseen(index, [2], seen, **how)["shared_with_test"] == {"ids": 0, "sources": 0, "sessions": 0}
+    # An export of earlier days lists none, nor does what was trained from it: then speakers tell.
+    older = {name: value for name, value in seen.items() if name != "sessions"}
+    assert "sessions" not in merged(seen, older) and merged(seen, seen)["sessions"] == ["Ses05"]
+    with pytest.raises(SettingsError, match=r"shared 1 speakers \(Ses05F\)"):
+        check_unseen(index, [0], older | {"ids": []} | {"sources": []}, **how)
+
+
 def test_clips_prepared_otherwise_are_refused(tiny_shards, tmp_path):
     index = ShardIndex.open(tiny_shards(8).root)
     index.header["prepare"] = {"size": 16, "face": "center", "fps": 25}
@@ -157,7 +179,7 @@ def test_a_full_disk_at_the_features_is_a_message(tmp_path, monkeypatch):
     def full(*_arguments, **_options):
         raise SafetensorError("No space left on device (os error 28)")
 
-    monkeypatch.setattr("affekt.finetune.features.save_file", full)
-    with pytest.raises(DataError, match=r"features\.safetensors: features cannot be written: No space left"):
-        features._write(tmp_path / "features.safetensors", {}, features.FeatureTable([], {}))
+    monkeypatch.setattr("affekt.finetune.feature_store.save_file", full)
+    with pytest.raises(DataError, match=r"part\.safetensors: features cannot be written: No space left"):
+        feature_store.write_part(tmp_path / "part.safetensors", {}, {}, {})
     assert not list(tmp_path.glob("*.safetensors"))

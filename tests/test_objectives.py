@@ -184,7 +184,7 @@ for value in found.values():
 inputs = Inputs(video[mine].float(), audio[mine].float(), *there)
 for half in (False, True) if world > 1 else ():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        features = model.float().features(model.encode(inputs, *masks)[0], masks[1])
+        features = model.float().features(model.encode(inputs, *masks)[0], *masks)
         pairs = model.gathered(features, model.numbers(inputs))
         assert pairs[0].wait().dtype == (torch.bfloat16 if half else torch.float32)
         assert len(pairs[1].wait()) == 8

@@ -253,7 +253,7 @@ def test_features_are_what_the_contrast_compares(projector, tiny_shards):
     valid = encoder.valid_audio_tokens(inputs)
     with torch.inference_mode():
         taps = {stream: [tokens[f"{stream}_{tap}"] for tap in (1, 2)] for stream in ("video", "audio")}
-        expected = model.features(taps, Mask(None, None, valid))
+        expected = model.features(taps, Mask(None, None), Mask(None, None, valid))
     kind = "heads" if projector else "taps"
     for place, (stream, has) in enumerate((("video", inputs.has_video), ("audio", inputs.has_audio))):
         torch.testing.assert_close(found[f"{stream}_{kind}"][has], expected[has, place])

@@ -104,6 +104,8 @@ def test_scores_are_over_speakers_and_means_over_seeds():
     assert score(tables[0], ["uar"], bootstrap=50, cluster=None)["uar"].clusters == 120
     with pytest.raises(SettingsError, match="1 are in one alone, first c119"):
         score([tables[0], tables[1].take(range(119))])
+    with pytest.raises(SettingsError, match="two tables were told different label of the same clips"):
+        score([tables[0], replace(tables[1], label=np.roll(tables[1].label, 1))])
 
 
 def test_a_clip_of_an_unknown_speaker_stands_for_itself():
@@ -202,6 +204,13 @@ def test_runs_that_cannot_be_compared():
         compare(table, replace(table, label=(table.label + 1) % 4))
     with pytest.raises(SettingsError, match="classes differ"):
         compare(table, replace(table, classes=["a", "b", "c", "d"]))
+
+
+def test_temperatures_meet_no_test_clip_under_another_name():
+    table, devs = folded(0)
+    peeking = replace(table.take(range(150, 250)), about=devs[0].about)  # says that it is the development part
+    with pytest.raises(SettingsError, match="50 development clips are test clips of the same fold, first one-c150"):
+        describe_system("ours", "Ours", "other", table, [peeking, devs[1]], bootstrap=20)
 
 
 def folded(seed: int, scale: float = 1.0) -> tuple[Predictions, list[Predictions]]:

@@ -122,7 +122,8 @@ def nuisance_table(layers: Sequence[Layers], depth: Depth, title: str) -> Table:
         for name, curve in curves.items():
             if name in (MAIN, SELECTIVITY):
                 continue
-            classes = len(depth.tasks[name].classes)
+            task = depth.tasks[name]
+            classes = len(np.unique(task.labels[task.test]))  # those that are asked about: a UAR is over no others
             figures = [f"{100 * main:.1f}", f"{100 * curve.y[at]:.1f}", f"{100 / classes:.1f}"]
             ratio = f"{main / curve.y[at]:.2f}" if curve.y[at] > 0 else ""
             rows.append([part.system, part.best.split("/")[0], name, *figures, ratio])

@@ -2,7 +2,6 @@
 every choice that was made. The predictions behind each row are written beside it."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from affekt.finetune.probes.task import Task
 from affekt.finetune.report.map import embedding_map
 from affekt.finetune.schema import Curve, Difference, Layers, Results, System, Table
 from affekt.finetune.scores import compare, describe_system, score, values
+from affekt.finetune.splits import describe_side
 
 KINDS = {"pretrained": "probe", "random": "random", "statistics": "statistics", "majority": "majority"}
 MAPPED = 1000  # clips on the map; beyond that it takes long and shows no more
@@ -227,15 +227,8 @@ def describe_clips(index: ShardIndex, positions: np.ndarray, task: Task, label: 
     """Counts for the results: clips, groups and classes of each part, and what was left out."""
     parts = {}
     for part, clips in (("fit", task.fitting), ("choose", np.concatenate(task.folds)), ("test", task.test)):
-        names = Counter(task.classes[task.labels[c]] for c in clips) if task.classes else {}
-        speakers = {index.samples[positions[c]].meta.get("speaker") for c in clips} - {None}
-        parts[part] = {
-            "clips": len(clips),
-            "classes": {name: names[name] for name in task.classes},
-            "speakers": sorted(map(str, speakers)),
-            "with_audio": sum(index.samples[positions[c]].has_audio for c in clips),
-            "with_video": sum(index.samples[positions[c]].has_video for c in clips),
-        }
+        labels = task.labels[clips] if task.classes else []
+        parts[part] = describe_side(index, positions[clips], task.classes, labels)
     return {
         "label": label,
         "group": group,

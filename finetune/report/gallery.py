@@ -22,8 +22,7 @@ def gallery(results: Results, corpus: ShardIndex | None) -> str:
     results tell which those are."""
     if corpus is None:
         return ""
-    parts = results.clips.get("parts", {})
-    fitting = set(parts.get("fit", parts.get("train", {})).get("speakers", ()))
+    fitting = set(results.clips.get("parts", {}).get("fit", {}).get("speakers", ()))
     cards = []
     for name in results.classes[:MAX_CLASSES_SHOWN]:
         samples = [

@@ -179,7 +179,8 @@ def conflict(results: Results) -> str:
             ),
         )
         said = "".join(f'<li><b>{n}</b> {v} <span class="soft">{what}</span></li>' for n, v, what in said)
-        cards.append(card(chart, f"<ul>{said}</ul>", table_, title=names.get(c.system, c.system)))
+        caption = f"<figcaption>{escape(c.note)}</figcaption>" if c.note else ""
+        cards.append(card(chart, f"<ul>{said}</ul>", table_, caption, title=names.get(c.system, c.system)))
     note = (
         '<p class="soft">Clips whose voice and face were judged differently by the raters, against clips where'
         " all agree.</p>"

@@ -152,8 +152,7 @@ def _seen(results: Results) -> str:
 def _clips(results: Results) -> str:
     """Counts of the clips to fit, to choose and to score on, where the results have them."""
     parts = results.clips.get("parts", {})
-    names = {"fit": "To fit on", "choose": "of these to choose on"}  # by folds, as a probe does
-    names |= {"train": "To learn from", "dev": "To choose on", "test": "To score"}
+    names = {"fit": "To fit on", "choose": "To choose on", "test": "To score"}
     rows = []
     for part, name in ((part, name) for part, name in names.items() if part in parts):
         found = parts[part]

@@ -37,7 +37,7 @@ def chance(results: Results) -> float | None:
 def lead(results: Results) -> str:
     """One sentence: the first model in the order of the results, of both streams where there is one. No test score
     chooses it."""
-    chosen = [s for s in results.systems if s.selected == "dev"]
+    chosen = [s for s in results.systems if s.selected != "test"]
     if not chosen:
         return ""
     first = min(models(chosen), key=lambda s: s.streams != "both")
@@ -49,7 +49,7 @@ def lead(results: Results) -> str:
     text = (
         f"{escape(first.title)}: <strong>{score_name(score)} {figure(score, reached.value)}{unit}</strong> (95 %"
         f" interval {figure(score, reached.low)} to {figure(score, reached.high)}) from {SENSES[first.streams]}, on"
-        f" {first.clips:,} clips that nothing was chosen on"
+        f" {first.clips:,} clips{' that nothing was chosen on' if first.selected == 'dev' else ''}"
     )
     guess = chance(results)
     text += f"; guessing would reach {figure(score, guess)}{unit}." if guess else "."
@@ -66,8 +66,8 @@ def _relation(p: float) -> str:
 
 
 def summary(results: Results) -> str:
-    """Systems that were chosen on development clips, with everything that is no choice at all."""
-    systems = [s for s in results.systems if s.selected == "dev"]
+    """Systems that were not chosen on test clips, as far as they tell."""
+    systems = [s for s in results.systems if s.selected != "test"]
     return _chart(results, systems) + _scores(results, systems) if systems else ""
 
 
@@ -213,7 +213,8 @@ def _folds(results: Results, system: System) -> str:
             columns = [[fold.scores[n] for fold in system.by_fold if n in fold.scores] for n in names]
             cells = [figure(n, float(function(c))) if len(c) > 1 else "" for n, c in zip(names, columns)]
             rows.append([f"<i>{word} over folds</i>", "", "", *cells])
-    head = ["Fold", f"Chosen on {'development' if system.selected == 'dev' else 'test'} clips", "Clips"]
+    by = {"dev": " on development clips", "test": " on test clips", "unknown": ""}[system.selected]
+    head = ["Fold", f"Chosen{by}", "Clips"]
     return table([*head, *map(score_name, names)], rows, numbers=2)
 
 

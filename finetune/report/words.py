@@ -128,7 +128,7 @@ def titles(results: Results) -> dict[str, str]:
 
 def told(systems: Sequence[System]) -> list[System]:
     """The systems of one kind of choice: all that the test clips did not choose, or else those."""
-    return [s for s in systems if s.selected == "dev"] or list(systems)
+    return [s for s in systems if s.selected != "test"] or list(systems)
 
 
 def models(systems: Sequence[System]) -> list[System]:

@@ -42,8 +42,8 @@ def clip_features(
     clip whose features are not finite.
     """
     s, device = encoder.settings, next(encoder.parameters()).device
-    shapes = {"taps": (len(s.taps), s.embed_dim)}
-    shapes |= {"heads": (len(s.taps), s.projector_dim)} if encoder.has_projectors else {}
+    shapes = {"taps": (len(s.taps), s.embed_dim * s.contrast_segments)}
+    shapes |= {"heads": (len(s.taps), s.projector_dim * s.contrast_segments)} if encoder.has_projectors else {}
     shapes |= {"steps": (len(s.taps) * segments, s.embed_dim)} if segments else {}
     streams = ("video", "audio") if encoder.streams == "both" else (encoder.streams,)
     shapes = {f"{stream}_{kind}": shape for stream in streams for kind, shape in shapes.items()}

@@ -1,5 +1,6 @@
 """From settings to clips: what each corpus has to learn from, to choose on and to score, and the classes of all."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +59,14 @@ class Clips:
 
 def open_clips(settings: FinetuneSettings, streams: Streams) -> Clips:
     """Open the shards, choose the sides and make the targets. Raises SettingsError where sides share a group or a
-    source file, a part is empty, or a class is judged that nothing teaches; DataError for labels that are none."""
+    source file, also those of two corpora, a part is empty, or a class is judged that nothing teaches; DataError for
+    labels that are none."""
     parts = [_open_part(corpus, streams) for corpus in settings.data.parts]
+    _check_apart(parts, settings.data.parts)
     for part in parts if settings.train.choose_on == "test" else ():
         if part.judged:
             part.train, part.dev = sorted(part.train + part.dev), part.test
     check_together([Corpus(p.index, p.train, None, p.name) for p in parts])
-    _check_sources(parts)
     classes = sorted({name for p in parts for name in p.targets.classes})
     if len(parts) == 1:
         classes = parts[0].targets.classes
@@ -102,18 +104,33 @@ def _open_part(settings: CorpusSettings, streams: Streams) -> Part:
     return Part(settings.name, index, targets, train, dev, test, settings.weight, [], [])
 
 
-def _check_sources(parts: list[Part]) -> None:
-    """No file is behind a clip of one corpus that is learned from and one of another that is judged."""
-    for judged in parts:
-        for side, other in (("test", judged.test), ("dev", judged.dev)):
-            theirs = {judged.index.samples.row(p)["source_sha256"] for p in other} - {""}
+def _check_apart(parts: list[Part], corpora: Sequence[CorpusSettings]) -> None:
+    """No file, clip or person (session ...) that one corpus judges is learned from in another: the same recordings may
+    be prepared twice, from other files. The same names are others where both sides tell a `data_set` and these differ.
+    """
+    for judged, settings in zip(parts, corpora):
+        for side, clips in (("test", judged.test), ("dev", judged.dev)):
+            theirs: dict[tuple[str, str], set[str]] = {}
+            for row in map(judged.index.samples.row, clips):
+                for mark in _marks(row, settings.group):
+                    theirs.setdefault(mark, set()).add(str(row["meta"].get("data_set") or ""))
             for part in (p for p in parts if p is not judged and theirs):
-                for row in map(part.index.samples.row, part.train):
-                    if row["source_sha256"] in theirs:
-                        raise SettingsError(
-                            f"{part.index.root}: clip {row['id']} is learned from and made from the same file as one "
-                            f"that {judged.name} has in `{side}`; put both on one side"
-                        )
+                for row in map(part.index.samples.row, part.train + part.dev if side == "test" else part.train):
+                    own = str(row["meta"].get("data_set") or "")
+                    for what, name in _marks(row, settings.group):
+                        there = theirs.get((what, name), set())
+                        if there and (what == "file" or not own or there & {own, ""}):
+                            how = "made from the same file" if what == "file" else f"has the same {what} ({name})"
+                            raise SettingsError(
+                                f"{part.index.root}: clip {row['id']} is learned from and {how} as one that "
+                                f"{judged.name} has in `{side}`; put both on one side"
+                                + ("" if what == "file" else ", or tell them apart by a column `data_set`")
+                            )
+
+
+def _marks(row: dict[str, Any], group: str) -> list[tuple[str, str]]:
+    marks = [("file", row["source_sha256"]), (group, str(row["meta"].get(group) or "")), ("id", row["id"])]
+    return [(what, name) for what, name in marks if name]
 
 
 def _check_taught(clips: Clips) -> None:

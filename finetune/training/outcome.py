@@ -10,7 +10,8 @@ from affekt.finetune.probes.results import versions
 from affekt.finetune.report.results import write_results_report
 from affekt.finetune.report.rows import results_csv
 from affekt.finetune.schema import Results
-from affekt.finetune.scores import describe_system, main_score, values
+from affekt.finetune.scores import cluster_of, describe_system, main_score, values
+from affekt.finetune.splits import describe_side
 from affekt.finetune.training.choice import name_of_choice
 from affekt.finetune.training.clips import Clips, Part
 from affekt.finetune.training.settings import FinetuneSettings
@@ -31,6 +32,7 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
             test,
             dev,
             bootstrap=settings.bootstrap,
+            cluster=cluster_of(test[0]),
             transductive=settings.transductive,
         )
         system.predictions = [str(path.relative_to(folder)) for path in files["test"]]
@@ -43,7 +45,10 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
             main_score=main_score(settings.task),
             protocol={"chosen_by": name_of_choice(settings), "dev": [scores_of(table) for table in dev]},
             clips={
-                "parts": {side: describe_side(part, getattr(part, side)) for side in ("train", "dev", "test")},
+                "parts": {
+                    name: describe_side(part.index, clips, part.targets.classes, part.targets.label[clips])
+                    for name, clips in sides(part, settings.refit).items()
+                },
                 "unread": {clip: cause for table in test for clip, cause in table.about["unread"].items()},
             },
             systems=[system],
@@ -59,17 +64,9 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
     return found[0]
 
 
-def describe_side(part: Part, positions: list[int]) -> dict[str, Any]:
-    """Counts as those of a probe: clips, classes, speakers and streams of one side of the split."""
-    labels = Counter(part.targets.label[positions].tolist())
-    samples = [part.index.samples[position] for position in positions]
-    return {
-        "clips": len(samples),
-        "classes": {name: labels[i] for i, name in enumerate(part.targets.classes)},
-        "speakers": sorted({str(s.meta["speaker"]) for s in samples if s.meta.get("speaker")}),
-        "with_audio": sum(s.has_audio for s in samples),
-        "with_video": sum(s.has_video for s in samples),
-    }
+def sides(part: Part, refit: bool) -> dict[str, list[int]]:
+    """Positions of the clips that the scored weights were fitted on, of those to choose on, and of those to score."""
+    return {"fit": part.train + part.dev if refit else part.train, "choose": part.dev, "test": part.test}
 
 
 def scores_of(dev: Predictions) -> dict[str, float | int]:
