@@ -16,6 +16,7 @@ def finetune(
     """Fine-tune on labelled clips, choose on development clips, score test clips once; goes on where it was ended."""
     path = find_experiment(config)
     from affekt.finetune.training.loop import finetune as train
+    from affekt.finetune.training.outcome import corpus_folder
     from affekt.finetune.training.settings import FinetuneSettings
 
     settings = FinetuneSettings.read(path, overrides or [])
@@ -36,4 +37,8 @@ def finetune(
         for name, e in system.scores.items():
             table.add_row(name, f"{e.value:.4f}", f"{e.low:.4f} to {e.high:.4f}", f"{e.clusters} {e.unit}")
     Console().print(table)
-    print(f"report: {settings.out}/report.html")
+    for report in sorted(
+        {str(corpus_folder(settings, part) / "report.html") for part in settings.data.parts if part.test}
+    ):
+        print(f"report: {report}")
+    print(f"next: affekt predict FILE --model {settings.out}/seed-{settings.seeds[0]}/model")

@@ -80,9 +80,9 @@ class Leave:
             self.heard = signal.Signals(anyone.item())
         return self.heard is not None
 
-    def stopped(self, how_far: str) -> Stopped:
-        """To be raised when all is saved."""
-        say(f"stopped by {self.heard.name} {how_far}; `--resume auto` goes on from there")
+    def stopped(self, how_far: str, again: str = "`--resume auto`") -> Stopped:
+        """To be raised when all is saved; `again` is what goes on from there."""
+        say(f"stopped by {self.heard.name} {how_far}; {again} goes on from there")
         return Stopped(INTERRUPTED if self.heard == signal.SIGINT else STOPPED)
 
     def _hear(self, number: int, _frame: object) -> None:

@@ -118,7 +118,9 @@ def test_it_learns_what_was_planted_and_leaves_what_is_promised(straight, place)
     assert system.scores["uar"].clusters == 3 and system.calibration is not None
     assert np.trace(system.confusion) == round(system.scores["war"].value * 18)
     assert results.task == "single" and results.main_score == "uar" and results.licences == ["CC0-1.0"]
-    assert "uar" in (out / "results.csv").read_text() and (out / "report.html").is_file()
+    assert "uar" in (out / "results.csv").read_text() and "To choose on" in (out / "report.html").read_text()
+    test = results.clips["parts"]["test"]
+    assert test["clips"] == sum(test["classes"].values()) == 18 and len(test["speakers"]) == 3
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {(row["seed"], row["refit"]) for row in rows} == {(0, 0), (0, 1)}
     scores = [row["dev_score"] for row in rows if "dev_score" in row]

@@ -244,7 +244,7 @@ def fit(run: Run, seed: int, refit_to: int | None) -> Fitted:
     if ema:
         ema.keep()
     if run.leave.heard and done < last and not _is_over(history, train.patience):
-        raise run.leave.stopped(f"at step {done} of {last} of seed {seed}")
+        raise run.leave.stopped(f"at step {done} of {last} of seed {seed}", "the same command")
     accounting.check(settings.data.skip_budget, finished=True)
     return chosen(run, network, folder, history, refit_to or max(1, round(last / epoch_steps)))
 
