@@ -40,12 +40,12 @@ def answer(as_json: bool, values: dict[str, Any], text: str) -> None:
     print(json.dumps(values, ensure_ascii=False) if as_json else text)
 
 
-def conditions(pairs: list[str]) -> dict[str, list[str]]:
+def conditions(pairs: list[str], option: str = "--where") -> dict[str, list[str]]:
     """The values of `--where`: `["split=train", "split=dev"]` -> `{"split": ["train", "dev"]}`."""
     found: dict[str, list[str]] = {}
     for pair in pairs:
         column, equals, value = pair.partition("=")
         if not (column and equals):
-            raise SettingsError(f"--where {pair}: not of the form COLUMN=VALUE")
+            raise SettingsError(f"{option} {pair}: not of the form COLUMN=VALUE")
         found.setdefault(column, []).append(value)
     return found

@@ -279,17 +279,8 @@ def pretrain(
         os._exit(0)
 
 
-app.command()(launch)
-app.command()(plan)
-app.command()(runs)
-app.command()(compare)
-app.command()(index)
-app.command()(retrieve)
-app.command()(recall)
-app.command()(finetune)
-app.command()(evaluate)
-app.command()(predict)
-app.command()(stress)
+for command in (launch, plan, runs, compare, index, retrieve, recall, finetune, evaluate, predict, stress):
+    app.command()(command)
 
 
 @app.command()
@@ -303,7 +294,8 @@ def export(
     from affekt.pretrain.export import export as write
 
     folder = write(run, out, checkpoint)
-    answer(as_json, {"export": str(folder)}, f'written; next: affekt probe, or affekt.load("{folder}") in Python')
+    told = f'written; next: affekt probe, finetune or index, or affekt.load("{folder}") in Python'
+    answer(as_json, {"export": str(folder)}, told)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from affekt.arguments import AsJson, find_experiment
+from affekt.arguments import AsJson, conditions, find_experiment
 from affekt.data.errors import SettingsError
 from affekt.progress import progress
 
@@ -86,15 +86,14 @@ def _run(words, protocol, out, shards, include, folds, baselines, selected, boot
     contenders, found = enter(configs, overrides, names, out / "cache")
     if not (shards or found):
         raise SettingsError("--shards: say where the clips are; there is no CONFIG that does")
-    conditions: dict[str, list[str]] = {}
-    for pair in include or []:
-        column, equals, value = pair.partition("=")
-        if not equals:
-            raise SettingsError(f"--include {pair}: not of the form COLUMN=VALUE")
-        conditions.setdefault(column, []).append(value)
     settings = EvaluateSettings.parse(
         {
-            **{"protocol": protocol, "shards": shards or found, "output": out, "include": conditions},
+            **{
+                "protocol": protocol,
+                "shards": shards or found,
+                "output": out,
+                "include": conditions(include or [], "--include"),
+            },
             **{"folds": [name for name in (folds or "").split(",") if name], "selected": selected},
             "bootstrap": bootstrap,
         },

@@ -4,7 +4,6 @@ import json
 import os
 
 from rich.console import Console
-from rich.table import Table
 
 from affekt.arguments import AsJson, Config, Overrides, PrintConfig, find_experiment
 from affekt.progress import progress
@@ -15,6 +14,8 @@ def finetune(
 ) -> None:
     """Fine-tune on labelled clips, choose on development clips, score test clips once; goes on where it was ended."""
     path = find_experiment(config)
+    from affekt.finetune.schema import Results
+    from affekt.finetune.table import show
     from affekt.finetune.training.loop import finetune as train
     from affekt.finetune.training.outcome import corpus_folder
     from affekt.finetune.training.settings import FinetuneSettings
@@ -30,15 +31,7 @@ def finetune(
     if as_json:
         print(json.dumps(results.model_dump(mode="json"), ensure_ascii=False))
         return
-    table = Table(title=f"{results.title}: scores of test clips, 95 % intervals")
-    for name in ("score", "value", "interval", "resampled"):
-        table.add_column(name)
-    for system in results.systems:
-        for name, e in system.scores.items():
-            table.add_row(name, f"{e.value:.4f}", f"{e.low:.4f} to {e.high:.4f}", f"{e.clusters} {e.unit}")
-    Console().print(table)
-    for report in sorted(
-        {str(corpus_folder(settings, part) / "report.html") for part in settings.data.parts if part.test}
-    ):
-        print(f"report: {report}")
+    for folder in sorted({corpus_folder(settings, part) for part in settings.data.parts if part.test}):
+        show(Results.read(folder / "results.json"), Console())
+        print(f"all scores: {folder / 'results.csv'}\nreport: {folder / 'report.html'}")
     print(f"next: affekt predict FILE --model {settings.out}/seed-{settings.seeds[0]}/model")

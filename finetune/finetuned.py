@@ -132,6 +132,11 @@ def load_finetuned(folder: str | Path, device: torch.device | str = "cpu") -> Fi
         config, preprocess = (
             json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "preprocess")
         )
+        if config.get("format") == "affekt-export":
+            raise CheckpointError(
+                f"{folder}: an encoder alone, which knows no classes; `affekt finetune` with encoder={folder} makes a "
+                "model of it (OUT/seed-0/model)"
+            )
         check_version(config, FORMAT, VERSION, folder / "config.json", CheckpointError)
         settings = HiCMAESettings.parse_saved(config["model"], str(folder / "config.json"))
         window = Window.parse_saved(preprocess["window"], str(folder / "preprocess.json"))

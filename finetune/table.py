@@ -196,7 +196,7 @@ def show(results: Results, console: Console) -> None:
     """Print a row for each system: main scores in percent (errors as they are) with the interval of the main one."""
     main = results.main_score
     there = {name for system in results.systems for name in system.scores}
-    wanted = SHOWN["ratings" if results.dimensions else "label"]
+    wanted = (SHOWN["label"] if results.classes else ()) + (SHOWN["ratings"] if results.dimensions else ())
     names = [name for name in wanted if name != main and name in there]
     for selected in sorted({system.selected for system in results.systems}):
         rows = [system for system in results.systems if system.selected == selected]

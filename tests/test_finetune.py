@@ -158,6 +158,13 @@ def test_predict_says_of_a_file_what_was_said_of_its_clip(straight, place, tmp_p
     assert row["label"] == table.classes[logits.argmax()] and row["file"] == files[0]
 
 
+def test_an_encoder_alone_cannot_predict_and_says_what_can(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"format": "affekt-export", "version": "1.1"}')
+    (tmp_path / "preprocess.json").write_text("{}")
+    assert affekt(["predict", "clip.flac", "--model", str(tmp_path)]) == 3
+    assert "affekt finetune" in capsys.readouterr().err
+
+
 def test_a_kill_changes_nothing(run, straight, place):
     """In the fit on all that are no test clips, so that the choice before it is found again too."""
     _, codes, told = run("killed", fault=Fault("after-rename", 13), **VARIED)
