@@ -1,5 +1,7 @@
 """Faults in short: `python -m benchmarks.faults` plants more of them. Real processes, really killed."""
 
+from functools import partial
+
 import pytest
 
 from affekt.pretrain import checkpoint
@@ -24,7 +26,7 @@ def test_a_run_killed_at_random_moments_is_the_straight_run(rig):
 
 
 def test_a_rank_killed_at_any_point_of_a_save_costs_no_checkpoint(rig):
-    held(rows_crash.kills_at_points, rig, len(POINTS))
+    held(partial(rows_crash.kills_at_points, points=POINTS[1::2]), rig, len(POINTS) // 2)  # the benchmark has all
 
 
 def test_two_checkpoints_survive_a_kill_while_old_ones_are_removed(rig):

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Sequence
 
 from affekt.pretrain.log import read_metrics
 from benchmarks.faults import child
@@ -29,11 +30,11 @@ def random_kills(rig: Rig, rounds: int) -> tuple[int, int, str]:
     return passed, rounds, f"at most {redone} steps redone of {SAVE_EVERY} between saves; longest run {longest:.1f} s"
 
 
-def kills_at_points(rig: Rig, rounds: int) -> tuple[int, int, str]:
+def kills_at_points(rig: Rig, rounds: int, points: Sequence[str] = POINTS) -> tuple[int, int, str]:
     """A2: two ranks; when rank 0 comes to a named point of its third save, one of them is killed."""
     straight, passed, failed = rig.straight(ranks=2), 0, []
     for number in range(rounds):  # every point once, with the victims in turn, then once more the other way round
-        point, victim = POINTS[number % len(POINTS)], (number + number // len(POINTS)) % 2
+        point, victim = points[number % len(points)], (number + number // len(points)) % 2
         out = rig.new()
         job = rig.start(out, ranks=2, fault=Fault(point, save=3), at=victim)
         job.wait()
