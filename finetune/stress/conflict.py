@@ -104,7 +104,7 @@ def describe_conflict(
     }
     for name, (rows, _) in parts.items():
         if not rows.any():
-            raise SettingsError(f"no clip is {name.replace('_', ' ')}, so there is nothing to compare in a conflict")
+            raise SettingsError(f"no clip counts as `{name}` by its raters, so conflicts cannot be compared")
     of = {name: partial(_share, rows, hits.mean(0)) for name, (rows, hits) in parts.items()}
     measures: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         **of,
