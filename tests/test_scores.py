@@ -152,7 +152,8 @@ def test_constants_and_single_clips_have_defined_figures(clips, label):
     assert found["ccc"].value == found["pcc"].value == found["ccc"].high == 0
     assert found["auroc"].value == 0.5 and found["aurc"].value == label and found["ece"].value == 0.5
     assert score(replace(table, kind="multi"), bootstrap=20)["multi_macro_f1"].value == 0
-    described = describe_system("x", "X", "other", table, [replace(table, about={"part": "dev"})], bootstrap=20)
+    dev = replace(table, ids=[f"dev{n}" for n in range(clips)], about={"part": "dev"})
+    described = describe_system("x", "X", "other", table, [dev], bootstrap=20)
     assert described.scores["uar"].value == 1 - label
 
 
@@ -261,8 +262,10 @@ def test_a_system_is_described_from_its_folds_and_seeds():
 
 def test_temperatures_never_see_the_test_part():
     table = made(part="test")
+    with pytest.raises(SettingsError, match="120 development clips are test clips of the same fold, first c0"):
+        describe_system("x", "X", "other", table, [replace(table, about={"part": "dev"})], bootstrap=20)
     with pytest.raises(SettingsError, match="fitted on development clips"):
-        describe_system("x", "X", "other", table, [table], bootstrap=20)
+        describe_system("x", "X", "other", table, [replace(table, ids=[f"d{c}" for c in table.ids])], bootstrap=20)
 
 
 def test_raters_are_a_row_beside_the_models():
