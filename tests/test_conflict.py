@@ -67,7 +67,7 @@ def test_indices_are_those_computed_by_hand():
     assert unjudged.subsets == {"consistent": 3, "conflict": 6}
     assert unjudged.accuracy["follows_face"].value == pytest.approx(2 / 6)
     assert unjudged.audio_follow == unjudged.accuracy["follows_voice"]
-    with pytest.raises(SettingsError, match="follows voice"):
+    with pytest.raises(SettingsError, match="follows_voice"):
         describe_conflict(table(said), voice, face, ["b"] * 10)
 
 

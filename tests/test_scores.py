@@ -263,7 +263,7 @@ def test_a_system_is_described_from_its_folds_and_seeds():
 def test_temperatures_never_see_the_test_part():
     table = made(part="test")
     with pytest.raises(SettingsError, match="120 development clips are test clips of the same fold, first c0"):
-        describe_system("x", "X", "other", table, [replace(table, about={"part": "dev"})], bootstrap=20)
+        describe_system("x", "X", "other", table, [replace(table, about=table.about | {"part": "dev"})], bootstrap=20)
     with pytest.raises(SettingsError, match="fitted on development clips"):
         describe_system("x", "X", "other", table, [replace(table, ids=[f"d{c}" for c in table.ids])], bootstrap=20)
 
