@@ -1,6 +1,7 @@
 """Model names: `create_model("hicmae_base")`, `list_models()`, as in timm."""
 
 import fnmatch
+from typing import Any
 
 from affekt.data.errors import SettingsError
 from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
@@ -40,3 +41,14 @@ def model_settings(name: str, **overrides: object) -> HiCMAESettings:
 def create_model(name: str, **overrides: object) -> HiCMAE:
     """A pre-training model with fresh weights, e.g. `create_model("hicmae_nano", mask_ratio_video=0.75)`."""
     return HiCMAE(model_settings(name, **overrides))
+
+
+def with_size(values: Any) -> Any:
+    """Raw settings whose `model.name` is a size, with the values of that size under those that are stated; anything
+    else as it is. Raises ValueError for a name that is not known, as a validator of settings has to."""
+    model = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        return values
+    if model["name"] not in SIZES:
+        raise ValueError(f"unknown model `{model['name']}`; known: {', '.join(list_models())}")
+    return {**values, "model": {**SIZES[model["name"]], **model}}

@@ -14,7 +14,7 @@ from affekt.pretrain.guard import GuardSettings
 from affekt.pretrain.hicmae import HiCMAESettings
 from affekt.pretrain.online import OnlineProbeSettings
 from affekt.pretrain.optim import OptimSettings
-from affekt.pretrain.registry import SIZES, list_models
+from affekt.pretrain.registry import with_size
 from affekt.pretrain.writing import OnFailure
 from affekt.pretrain.zero import Offload
 
@@ -174,12 +174,7 @@ class PretrainSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_size(cls, values: Any) -> Any:
-        model = values.get("model") if isinstance(values, dict) else None
-        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
-            return values
-        if model["name"] not in SIZES:
-            raise ValueError(f"unknown model `{model['name']}`; known: {', '.join(list_models())}")
-        return {**values, "model": {**SIZES[model["name"]], **model}}
+        return with_size(values)
 
     def changes_from(self, old: "PretrainSettings") -> dict[str, tuple[Any, Any]]:
         """`{key: (old, new)}` of every setting that decides the result; folders, logging and workers do not."""

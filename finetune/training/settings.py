@@ -17,7 +17,7 @@ from affekt.pretrain.engine import Precision
 from affekt.pretrain.guard import GuardSettings
 from affekt.pretrain.hicmae import HiCMAESettings
 from affekt.pretrain.optim import Beta
-from affekt.pretrain.registry import SIZES, list_models
+from affekt.pretrain.registry import with_size
 
 Task = Literal["single", "soft", "multi", "dimensions", "joint"]
 # Not what is learned or scored: these may differ when a fine-tuning goes on.
@@ -228,12 +228,7 @@ class FinetuneSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_size(cls, values: Any) -> Any:
-        model = values.get("model") if isinstance(values, dict) else None
-        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
-            return values
-        if model["name"] not in SIZES:
-            raise ValueError(f"unknown model `{model['name']}`; known: {', '.join(list_models())}")
-        return {**values, "model": {**SIZES[model["name"]], **model}}
+        return with_size(values)
 
     @model_validator(mode="after")
     def _check(self) -> "FinetuneSettings":
