@@ -93,6 +93,11 @@ def normalise_mel(mel: Tensor) -> Tensor:
     return (mel - MEL_MEAN) / (2 * MEL_STD)
 
 
+def plain_mel(normalised: Tensor) -> Tensor:
+    """The log-mel of which `normalise_mel` gives this."""
+    return normalised.float() * (2 * MEL_STD) + MEL_MEAN
+
+
 def crop_resize(video: Tensor, box: Tensor, size: int) -> Tensor:
     """Cut each clip (B, T, H, W, 3) uint8 to its box and resize to (B, 3, T, size, size): bilinear, antialiased.
 

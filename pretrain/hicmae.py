@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from affekt.data.batch import Batch, Streams
 from affekt.data.errors import SettingsError
 from affekt.data.settings import Settings
-from affekt.data.transforms import Inputs
+from affekt.data.transforms import Inputs, plain_mel
 from affekt.pretrain.encoders import Decoder, FusionEncoder, ModalityEncoder, init_weights
+from affekt.pretrain.functionals import FunctionalsHead, functionals
 from affekt.pretrain.gather import Gather
 from affekt.pretrain.layers import Mlp
 from affekt.pretrain.masks import Mask, random_mask, tube_mask
@@ -78,6 +79,9 @@ class HiCMAESettings(Settings):
         1, description="parts of the time pooled by themselves and compared with the same part; published: 1, the whole"
     )
     projector_dim: NonNegativeInt = Field(0, description="width of projection heads before the contrast; published: 0")
+    functionals_weight: float = Field(
+        0.0, ge=0, description="of the error of statistics of the sound, told from visible tokens; published: 0, none"
+    )
     positions: Literal["flat", "factorised"] = Field(
         "flat", description="one sinusoid over the flattened index, or one per axis of the grid; published: flat"
     )
@@ -130,7 +134,7 @@ class HiCMAESettings(Settings):
         """Settings that were changed and decide nothing, because `streams` leaves out what they are about."""
         idle = {
             "both": [],
-            "video": ["mask_ratio_audio", *CONTRAST],
+            "video": ["mask_ratio_audio", "functionals_weight", *CONTRAST],
             "audio": ["mask_ratio_video", "frame_difference", *CONTRAST],
         }
         return [name for name in idle[self.streams] if getattr(self, name) != type(self).model_fields[name].default]
@@ -139,7 +143,7 @@ class HiCMAESettings(Settings):
 class Whole(NamedTuple):
     """What a part of a batch has to know of the others (`pretrain.parts`).
 
-    `tokens` (2,): `HiCMAE.tokens` of all parts of all ranks, averaged. `contrast` (): the loss over them all, and
+    `tokens` (3,): `HiCMAE.tokens` of all parts of all ranks, averaged. `contrast` (): the loss over them all, and
     `gradient` (B, 2, K, D): its gradient for this part's features times the number of parts; None without a contrast.
     """
 
@@ -169,6 +173,8 @@ class HiCMAE(nn.Module):
             self.encoder_audio = ModalityEncoder(audio_patch, positions(s.grid_audio, s.embed_dim), *encoder)
             table = positions(s.grid_audio, s.decoder_embed_dim)
             self.decoder_audio = Decoder(s.embed_dim, audio_patch, table, *decoder)
+            if s.functionals_weight:
+                self.functionals = FunctionalsHead(s.embed_dim)
         if s.streams == "both":
             self.encoder_fusion = FusionEncoder(s.embed_dim, s.num_heads, s.fusion_depth, s.drop_path)
             if s.projector_dim:
@@ -191,11 +197,14 @@ class HiCMAE(nn.Module):
         return mask_video, mask_audio
 
     def tokens(self, batch: Batch, mask_video: Mask, mask_audio: Mask) -> Tensor:
-        """float32 (2,): of how many hidden tokens of video and of sound a batch has an error."""
+        """float32 (3,): of how many hidden tokens of video, hidden tokens of sound and sounds a batch has an error."""
         s = self.settings
         video = batch.has_video.sum() * mask_video.ids_mask.shape[1]
-        real = valid_audio_tokens(batch.audio_frames(s.mel_frames), s).gather(1, mask_audio.ids_mask)
-        return torch.stack([video, (real & batch.has_audio[:, None]).sum()]).float()
+        frames = batch.audio_frames(s.mel_frames)
+        real = valid_audio_tokens(frames, s).gather(1, mask_audio.ids_mask)
+        return torch.stack(
+            [video, (real & batch.has_audio[:, None]).sum(), _sounds(batch.has_audio, frames).sum()]
+        ).float()
 
     def forward(
         self,
@@ -205,10 +214,11 @@ class HiCMAE(nn.Module):
         whole: Whole | None = None,
         only_features: bool = False,
     ) -> dict[str, Tensor]:
-        """`{"loss", "loss_video", "loss_audio", "loss_contrast"}`, scalars, those that the streams allow. With `whole`
+        """`{"loss", "loss_video", "loss_audio", "loss_contrast", "loss_functionals"}`, scalars, those that the streams
+        and the settings allow. With `whole`
         the inputs are a part of a batch, and the mean over its parts is the loss of the batch. `only_features` gives
         `{"features"}`, what the contrast is between, alone."""
-        s, tokens = self.settings, whole.tokens if whole else (None, None)
+        s, tokens = self.settings, whole.tokens if whole else (None, None, None)
         if only_features:
             taps, _ = self.encode(inputs, mask_video, mask_audio)
             return {"features": self.features(taps, mask_video, mask_audio)}
@@ -228,6 +238,13 @@ class HiCMAE(nn.Module):
             weight = (real & inputs.has_audio[:, None]).float()
             losses["loss_audio"] = reconstruction_loss(predictions["audio"], targets["audio"], weight, tokens[1])
         losses["loss"] = sum(losses.values())
+        if "audio" in predictions and s.functionals_weight:
+            told = self.functionals(taps["audio"][-1], mask_audio.valid_keep)
+            target = functionals(plain_mel(inputs.audio[:, 0]), inputs.audio_frames)
+            weight = _sounds(inputs.has_audio, inputs.audio_frames).float()
+            rows = (x[:, None] for x in (told, target, weight))  # one token a clip
+            losses["loss_functionals"] = reconstruction_loss(*rows, tokens[2])
+            losses["loss"] = losses["loss"] + s.functionals_weight * losses["loss_functionals"]
         if pairs:
             losses["loss_contrast"] = self.contrast(*pairs)
         elif whole and whole.contrast is not None:
@@ -252,7 +269,7 @@ class HiCMAE(nn.Module):
 
     def numbers(self, inputs: Inputs) -> Tensor:
         """What the contrast asks of each clip, int64 (B, 3): whether it has both streams, its number, its speaker's."""
-        paired = inputs.has_video & inputs.has_audio & (inputs.audio_frames > 0)
+        paired = inputs.has_video & _sounds(inputs.has_audio, inputs.audio_frames)
         none = torch.full_like(inputs.audio_frames, -1)
         return torch.stack([paired.long(), *(none if x is None else x for x in (inputs.clip, inputs.speaker))], 1)
 
@@ -354,6 +371,11 @@ def valid_audio_tokens(audio_frames: Tensor, s: HiCMAESettings) -> Tensor:
     time, mel = s.grid_audio
     starts = torch.arange(time, device=audio_frames.device) * s.patch_size_audio
     return (starts < audio_frames[:, None]).repeat_interleave(mel, dim=1)
+
+
+def _sounds(has_audio: Tensor, audio_frames: Tensor) -> Tensor:
+    """bool (B,): whether there is a frame of sound."""
+    return has_audio & (audio_frames > 0)
 
 
 def _check_shape(name: str, x: Tensor | None, expected: tuple[int, ...]) -> None:

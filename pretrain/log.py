@@ -19,7 +19,13 @@ from affekt.pretrain.boards import Boards
 from affekt.pretrain.pieces import parameter_shapes
 from affekt.pretrain.settings import PretrainSettings
 
-SHORT = {"loss_video": "video", "loss_audio": "audio", "loss_contrast": "contrast", "grad_norm": "grad"}
+SHORT = {
+    "loss_video": "video",
+    "loss_audio": "audio",
+    "loss_contrast": "contrast",
+    "loss_functionals": "functionals",
+    "grad_norm": "grad",
+}
 # What differs between two runs that are otherwise equal.
 TIMINGS = frozenset({"clips_per_s", "data_wait", "memory_gib", "mfu", "time_s", "time_left_s", "probe/seconds"})
 STARTED, ENDED = "run.json", "summary.json"

@@ -1,7 +1,7 @@
 """The losses of HiCMAE: masked reconstruction and hierarchical cross-modal contrast (HCMCL)."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -68,9 +68,7 @@ def contrastive_loss(
     `center` takes the mean over the batch off each stream first. At the start pooled features differ by little more
     than rounding around a common direction, and without it short runs spend themselves on finding the difference.
     """
-    kind = video.device.type
-    exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-    with exact:  # bf16 would round logits near 14 to multiples of 0.06
+    with exact(video.device):  # bf16 would round logits near 14 to multiples of 0.06
         video, audio = full(video), full(audio)
         if center:
             weight = paired[:, None] / paired.sum().clamp(min=1)
@@ -89,6 +87,11 @@ def contrastive_loss(
             loss = loss + losses.view(logits.shape[:-1])
         count = paired.sum().clamp(min=1)
         return 0.5 * (loss * paired[rows]).sum(-1) * (len(paired) / len(labels)) / count
+
+
+def exact(device: torch.device) -> AbstractContextManager:
+    """A block where autocast rounds nothing."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 def full(x: Tensor) -> Tensor:

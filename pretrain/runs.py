@@ -14,7 +14,18 @@ from affekt.pretrain.log import ENDED, STARTED, read_json, read_metrics
 
 MARK, FINETUNE = "metrics.jsonl", "finetune.json"
 PROBE_ORDER = ("probe/linear_both", "probe/linear_audio", "probe/linear_video")
-COMPARED = ("loss", "loss_video", "loss_audio", "loss_contrast", "grad_norm", "lr", "clips_per_s", "data_wait", "mfu")
+COMPARED = (
+    "loss",
+    "loss_video",
+    "loss_audio",
+    "loss_contrast",
+    "loss_functionals",
+    "grad_norm",
+    "lr",
+    "clips_per_s",
+    "data_wait",
+    "mfu",
+)
 
 
 def find_runs(folder: Path) -> list[Path]:

@@ -1,0 +1,164 @@
+"""What a stretch of speech sounds like, as numbers: cepstra, bands, level, pitch, and statistics of each over its time.
+
+To regress them is a task without labels beside reconstruction: PASE (Pascual et al., Interspeech 2019, section 2.2) has
+its encoder predict cepstra and prosody frame by frame; here it predicts functionals over the window, those that
+openSMILE's sets for emotion (Eyben et al., ACM Multimedia 2010) are made of. All is computed from the batch's log-mel,
+so views that are stretched, warped or made louder have targets of their own.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from affekt.data.transforms import HIGH_HZ, LOW_HZ
+from affekt.pretrain.objectives import exact
+from affekt.pretrain.patches import mean_of_tokens
+
+FLOOR, SOUNDING = 80 * math.log(10) / 10, 35 * math.log(10) / 10  # nepers of power below the loudest: 80 and 35 dB
+CEPSTRA, BANDS = 20, 16
+PITCHES, LOWEST_HZ, HIGHEST_HZ, HARMONICS, HARMONICS_BELOW_HZ = 120, 70.0, 500.0, 8, 2500.0
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+# Round figures of where descriptors lie over frames of speech and how far apart, and of the same for each statistic of
+# a descriptor so scaled over windows (RAVDESS and EMO-DB, training rows): every target has about the weight of any
+# other, and what a target is depends on no other clip of the batch.
+CEPSTRA_CENTRE = (-10, -8, -1, -6, -4.5, -6, -3, -3, -0.5, -2, -1, -2, 0, -1.5, 0, -1, 1, 0, 1, 0)
+CEPSTRA_SCALE = (16, 10, 7.5, 6, 5.7, 5, 4, 4.4, 4, 3.5, 3.5, 3.5, 3.3, 3.3, 3.3, 3.2, 3.2, 3.2, 3.2, 3)
+CEPSTRA_SLOPE_SCALE = (3, 2, 1.4, 1.2, 1.2, 1.1, 1, 0.9, 0.9, 0.8, 0.8, *[0.75] * 9)
+OTHER_CENTRE = (0, 1.1, 0.5, *[-6.7] * BANDS, -0.5, 13)  # level, flux, centroid, bands, pitch, harmonicity
+OTHER_SCALE = (3.5, 0.6, 0.2, *[3.8] * BANDS, 0.27, 7.5)
+OTHER_SLOPE_SCALE = (0.7, 0.2, 0.05, *[0.75] * BANDS, 0.04, 1.7)
+STATISTIC_CENTRE = (0, 0.75, 0, 3.2, 0, -1.3, -0.65, -0.15, 0.35, 1.1, 1, 2.4)
+STATISTIC_SCALE = (0.6, 0.17, 0.5, 1.2, 0.35, 0.6, 0.6, 0.65, 0.65, 0.7, 0.3, 0.55)
+SLOPE_STATISTIC_CENTRE = (0, 1, 0.25, 4.3, 0, -1.6, -0.6, 0, 0.55, 1.7, 1.15, 3.3)
+SLOPE_STATISTIC_SCALE = (0.04, 0.25, 0.5, 1.5, 0.1, 0.5, 0.17, 0.09, 0.18, 0.5, 0.3, 0.9)
+REFERENCE_HZ = 200.0  # the pitch is the logarithm of what is over it
+SMALLEST_VARIANCE = 1e-5  # under a square root whose slope at 0 has no end
+LARGEST = 4.0  # deviations; what is further away counts as far as this
+
+NUM_FUNCTIONALS = 2 * (CEPSTRA + 5 + BANDS) * (len(QUANTILES) + 7) + 1
+
+
+class FunctionalsHead(nn.Module):
+    """(B, K, D) tokens, those that `valid` (B, K) marks -> (B, NUM_FUNCTIONALS): a linear map of their mean and
+    deviation, so that a linear probe of the same two finds them too."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.linear = nn.Linear(2 * dim, NUM_FUNCTIONALS)
+
+    def forward(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+        tokens = tokens.float()
+        mean = mean_of_tokens(tokens, valid)
+        variance = mean_of_tokens((tokens - mean[:, None]).square(), valid)
+        return self.linear(torch.cat((mean, (variance + SMALLEST_VARIANCE).sqrt()), 1))
+
+
+@torch.no_grad()
+def functionals(mel: Tensor, frames: Tensor) -> Tensor:
+    """Log-mel (B, T, bins), not normalised, with `frames` (B,) of sound -> (B, NUM_FUNCTIONALS), each of about mean 0
+    and deviation 1 over windows of speech. A window without sound gives finite numbers that mean nothing."""
+    with exact(mel.device):  # half the precision would move the pitch
+        x, sounding = descriptors(mel, frames)
+    slopes = torch.zeros_like(x)  # per frame, over five
+    slopes[:, 2:-2] = (x[:, 3:-1] - x[:, 1:-3] + 2 * (x[:, 4:] - x[:, :-4])) / 10
+    centre, scale, slope_scale, *of_statistics = _scales(x.device)
+    statistics = [
+        (statistics_over_time(values, sounding) - middle[:, None]) / spread[:, None]
+        for values, (middle, spread) in zip(
+            ((x - centre) / scale, slopes / slope_scale), (of_statistics[:2], of_statistics[2:]), strict=True
+        )
+    ]
+    share = (sounding.float().mean(1, keepdim=True) - 0.5) / 0.25
+    every = torch.cat([*(s.flatten(1) for s in statistics), share], 1)
+    return every.nan_to_num(0.0).clamp(-LARGEST, LARGEST)
+
+
+def descriptors(mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T, CEPSTRA + 5 + BANDS) of every frame, and which frames sound, bool (B, T): not more than 35 dB below the
+    loudest. Cepstra 1 to 20; level in nepers of power; flux, the mean change of a bin; centroid in 0..1 of the mel
+    axis; bands; log pitch; harmonicity, how far the pitch's harmonics stand out of what is between them.
+
+    The pitch is the best of `PITCHES` combs over the spectrum after its envelope is taken off. Frames whose best comb
+    fits less well than the median one count as unvoiced and get the voiced ones' median, so that they change no
+    statistic of the pitch by much.
+    """
+    bins = mel.shape[2]
+    real = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]
+    loudest = torch.where(real[..., None], mel, -torch.inf).flatten(1).amax(1)[:, None, None]
+    mel = torch.where(real[..., None], mel, -torch.inf).maximum(loudest - FLOOR)
+    power = mel.exp()
+    total = power.sum(2)
+    level = total.log()
+    sounding = real & (level > level.amax(1, keepdim=True) - SOUNDING)
+    cosines, combs, pitches = _tables(bins, mel.device)
+    flux = F.pad(mel.diff(dim=1).abs().mean(2), (1, 0))
+    centroid = (power @ torch.linspace(0, 1, bins, device=mel.device)) / total
+    bands = F.adaptive_avg_pool1d(mel, BANDS)
+    envelope = F.avg_pool1d(mel, bins // 8 | 1, 1, (bins // 8 | 1) // 2, count_include_pad=False)
+    fit, best = ((mel - envelope) @ combs).max(2)
+    median = torch.where(sounding, fit, torch.nan).nanmedian(1).values
+    voiced = sounding & (fit > median[:, None])
+    pitch = pitches[best]
+    usual = torch.where(voiced, pitch, torch.nan).nanmedian(1).values.nan_to_num(0.0)
+    pitch = torch.where(voiced, pitch, usual[:, None])
+    single = [x[..., None] for x in (level, flux, centroid, pitch, fit)]
+    return torch.cat([mel @ cosines, *single[:3], bands, *single[3:]], 2), sounding
+
+
+def statistics_over_time(x: Tensor, counted: Tensor) -> Tensor:
+    """(B, T, K) -> (B, 7 + QUANTILES, K) over the frames that are `counted` (B, T): mean, deviation, skewness (within
+    5), kurtosis (to 20), slope over the counted part from -1 to 1, quantiles (nearest rank), distance of the quartiles
+    and of the outer quantiles."""
+    weight = counted.to(x)[..., None]
+    count = weight.sum(1).clamp(min=1)
+    mean = (x * weight).sum(1) / count
+    centred = (x - mean[:, None]) * weight
+    deviation = (centred.square().sum(1) / count + 1e-8).sqrt()
+    scaled = centred / deviation[:, None]
+    skewness, kurtosis = scaled.pow(3).sum(1) / count, scaled.pow(4).sum(1) / count
+    time = (2 * weight.cumsum(1) / count[:, None] - 1) * weight
+    slope = (centred * time).sum(1) / time.square().sum(1).clamp(min=1e-3)
+    ascending = torch.where(counted[..., None], x, torch.inf).sort(1).values
+    ranks = [(q * (count[:, 0] - 1)).round().long() for q in QUANTILES]
+    quantiles = [ascending.gather(1, rank[:, None, None].expand(-1, 1, x.shape[2]))[:, 0] for rank in ranks]
+    widths = [quantiles[3] - quantiles[1], quantiles[4] - quantiles[0]]
+    return torch.stack([mean, deviation, skewness.clamp(-5, 5), kurtosis.clamp(0, 20), slope, *quantiles, *widths], 1)
+
+
+@lru_cache(maxsize=8)
+def _tables(bins: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines (bins, CEPSTRA), combs (bins, PITCHES), and the logarithms of the pitches over `REFERENCE_HZ`."""
+    number = torch.arange(1, CEPSTRA + 1, dtype=torch.float64)
+    cosines = (math.pi / bins * number * (torch.arange(bins)[:, None] + 0.5)).cos() * math.sqrt(2 / bins)
+    pitches = torch.linspace(math.log(LOWEST_HZ), math.log(HIGHEST_HZ), PITCHES, dtype=torch.float64)
+    low, high = (1127 * math.log(1 + hz / 700) for hz in (LOW_HZ, HIGH_HZ))
+    combs = torch.zeros(bins, PITCHES, dtype=torch.float64)
+    for harmonic in range(1, HARMONICS + 1):
+        for place, sign in ((harmonic, 1.0), (harmonic - 0.5, -1.0)):  # harmonics, and the valleys below them
+            hertz = place * pitches.exp()
+            at = (1127 * (1 + hertz / 700).log() - low) / ((high - low) / (bins + 1)) - 1
+            below, share = at.floor().long(), at - at.floor()
+            inside = (below >= 0) & (below < bins - 1) & (harmonic * pitches.exp() <= HARMONICS_BELOW_HZ)
+            for row, weight in ((below, 1 - share), (below + 1, share)):
+                column = inside.nonzero()[:, 0]
+                combs[row[column], column] += sign * weight[column] / math.sqrt(harmonic)
+    pitches = pitches - math.log(REFERENCE_HZ)
+    return cosines.float().to(device), combs.float().to(device), pitches.float().to(device)
+
+
+@lru_cache(maxsize=8)
+def _scales(device: torch.device) -> tuple[Tensor, ...]:
+    values = (
+        (*CEPSTRA_CENTRE, *OTHER_CENTRE),
+        (*CEPSTRA_SCALE, *OTHER_SCALE),
+        (*CEPSTRA_SLOPE_SCALE, *OTHER_SLOPE_SCALE),
+        STATISTIC_CENTRE,
+        STATISTIC_SCALE,
+        SLOPE_STATISTIC_CENTRE,
+        SLOPE_STATISTIC_SCALE,
+    )
+    return tuple(torch.tensor(v, dtype=torch.float32, device=device) for v in values)
