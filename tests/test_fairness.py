@@ -1,5 +1,7 @@
 """Groups of people: gaps on balanced truth, what chance would show, small groups, speakers; corpora side by side."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -48,17 +50,50 @@ def test_a_gap_is_held_against_chance(monkeypatch):
     monkeypatch.setattr(fairness, "SIMULATIONS", 200)
     rng = np.random.default_rng(3)
     truth = rng.integers(0, 3, 240)
-    passed = [describe_fairness(table(truth, answers(rng, truth, 0.7), **people(240)), "sex").passes for _ in range(12)]
+    who = people(240, each=6)
+    passed = [describe_fairness(table(truth, answers(rng, truth, 0.7), **who), "sex").passes for _ in range(12)]
     assert sum(passed) >= 9  # each passes with 95 %: fewer than nine of twelve in one of 4,000 tries
     said = answers(rng, truth, np.where(np.arange(240) % 2, 0.5, 0.9))
-    unfair = describe_fairness(table(truth, said, **people(240)), "sex")
+    unfair = describe_fairness(table(truth, said, **who), "sex")
     recalls = [[np.mean(said[(truth == k) & (np.arange(240) % 2 == g)] == k) for k in range(3)] for g in (0, 1)]
     assert [g.scores["uar"] for g in unfair.groups] == pytest.approx(np.mean(recalls, 1))
     assert unfair.gap == pytest.approx(abs(np.diff(np.mean(recalls, 1))[0])) and unfair.gap > 0.2
-    assert not unfair.passes and 0.02 < unfair.threshold < 0.2
-    assert "as few as 2 speakers" in unfair.note
-    again = describe_fairness(table(truth, said, **people(240)), "sex")
+    assert not unfair.passes and 0.02 < unfair.threshold < unfair.gap
+    assert "as few as 6 speakers" in unfair.note
+    again = describe_fairness(table(truth, said, **who), "sex")
     assert again == unfair
+
+
+def test_a_gap_between_speakers_is_none_between_their_groups(monkeypatch):
+    """Models that are good with some speakers and bad with others, whatever their sex."""
+    seed = random.randrange(2**31)
+    print(f"seed {seed}")
+    monkeypatch.setattr(fairness, "SIMULATIONS", 200)
+    rng, who = np.random.default_rng(seed), people(480, each=6)
+    number = np.unique(who["speaker"], return_inverse=True)[1]
+    passed = {"speakers": 0, "clips": 0}
+    for _ in range(30):
+        truth = rng.integers(0, 3, 480)
+        said = answers(rng, truth, rng.permutation(np.repeat([0.35, 0.95], 6))[number])
+        for draws in passed:
+            strangers = {"speaker": [f"s{i}" for i in range(480)]} if draws == "clips" else {}  # each clip its own
+            passed[draws] += describe_fairness(table(truth, said, **who | strangers), "sex").passes
+    assert passed["speakers"] >= 22  # of 30 with 95 %: fewer in one of 10,000 tries
+    assert passed["clips"] <= 20 < passed["speakers"]
+
+
+def test_who_answers_for_whom():
+    strata, people_ = np.array([0, 0, 0, 1, 1, 1, 0, 1]), np.array([*"aabbab", "", ""])
+    used = np.array([True] * 5 + [False] + [True] * 2)
+    donors = fairness.Donors(strata, used, people_)
+    rng, seen = np.random.default_rng(0), {i: set() for i in range(8)}
+    for _ in range(400):
+        drawn = donors.draw(rng)
+        assert (strata[drawn] == strata).all() and drawn[5] == 5
+        assert people_[drawn[0]] == people_[drawn[1]]  # one donor for a speaker's clips of a stratum
+        for clip, donor in enumerate(drawn):
+            seen[clip].add(int(donor))
+    assert seen[0] == seen[1] == seen[6] == {0, 1, 2, 6} and seen[3] == seen[7] == {3, 4, 7}
 
 
 def test_small_groups_are_told_and_not_compared():

@@ -35,9 +35,11 @@ def describe_fairness(
     Truth is balanced first: within a class (for ratings within a quarter of their range, for sets of classes within the
     class most voted for) every group weighs as many clips as the smallest has, so that no group is scored on easier
     truth. `gap` is the best group's score minus the worst's. `threshold` is the 95th percentile of the gaps of 1,000
-    models that are as good as this one and blind to groups: for each clip they answer what the model answered to
-    another of the same truth, drawn from all groups. (ser-tests draw answers without regard to the truth; scores of a
-    model at chance scatter otherwise than those of a good one.) Speakers are not balanced, their truths seldom overlap.
+    models that are as good as this one, as much better for some speakers than for others, and blind to groups: to the
+    clips of a speaker they answer what the model answered to clips of the same truth by another, drawn from all groups.
+    (ser-tests draw answers without regard to the truth; scores of a model at chance scatter otherwise than those of a
+    good one. And draws by clip alone take the spread between a few speakers for a gap between their groups.) Between
+    speakers themselves the draws are by clip; they are not balanced, their truths seldom overlap.
 
     Groups of fewer than `smallest` clips, or of one speaker, are listed in `note` and not compared; speakers count from
     10 clips on. Raises SettingsError where fewer than two groups are left.
@@ -62,7 +64,8 @@ def describe_fairness(
     found = measure()
     gap = float(np.ptp(found))
     rng = np.random.default_rng(seed)
-    chance = [np.ptp(measure(shuffled(strata, weights.any(0), rng))) for _ in range(SIMULATIONS)]
+    donors = Donors(strata, weights.any(0), np.full(len(people), "") if by_speaker else people)
+    chance = [np.ptp(measure(donors.draw(rng))) for _ in range(SIMULATIONS)]
     threshold = float(np.quantile(chance, 0.95))
     return Fairness(
         system=tables[0].about.get("name", ""),
@@ -129,13 +132,33 @@ def balanced(weights: np.ndarray, strata: np.ndarray) -> np.ndarray:
     return found
 
 
-def shuffled(strata: np.ndarray, used: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each clip (N,) that is used one of the same stratum, drawn with replacement."""
-    found = np.arange(len(strata))
-    for stratum in np.unique(strata[used]):
-        here = np.flatnonzero((strata == stratum) & used)
-        found[here] = rng.choice(here, len(here))
-    return found
+class Donors:
+    """Whose answers stand in for whose: to all clips of a speaker those of one speaker drawn for it, with replacement,
+    each from a clip of the same stratum; from any clip of the stratum where that speaker has none or nobody is known.
+    """
+
+    def __init__(self, strata: np.ndarray, used: np.ndarray, people: np.ndarray):
+        """`strata` (N,), `used` bool (N,): the clips that may be drawn, `people` (N,), "" where not known."""
+        self.used = np.flatnonzero(used)
+        names, self.person = np.unique(people[self.used], return_inverse=True)
+        self.unknown = names[self.person] == ""
+        values, self.stratum = np.unique(strata[self.used], return_inverse=True)
+        self.order = np.lexsort((self.person, self.stratum))  # cells of a stratum and a person lie together
+        cells = np.bincount(self.stratum * len(names) + self.person, minlength=len(values) * len(names))
+        self.counts = cells.reshape(len(values), len(names))
+        self.starts = (np.cumsum(cells) - cells).reshape(self.counts.shape)
+        self.of_clips = np.arange(len(strata))
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """For each clip (N,) the one whose answer it gets; those not used keep their own."""
+        donor = rng.integers(self.counts.shape[1], size=self.counts.shape[1])[self.person]
+        start, count = self.starts[self.stratum, donor], self.counts[self.stratum, donor]
+        any_clip = self.unknown | (count == 0)
+        start = np.where(any_clip, self.starts[self.stratum, 0], start)
+        count = np.where(any_clip, self.counts[self.stratum].sum(1), count)
+        found = self.of_clips.copy()
+        found[self.used] = self.used[self.order[start + rng.integers(count)]]
+        return found
 
 
 def _scores(one: Score, tables: Sequence[Predictions], weights: np.ndarray, answers: np.ndarray | None = None):
@@ -185,7 +208,7 @@ def _note(tables, one, by_speaker, groups, found, member, people, skipped) -> st
     else:
         fewest = min(len(set(people[member == group]) - {""}) for group in groups)
         if fewest < FEW_SPEAKERS:
-            told.append(f"A group has as few as {fewest} speakers: a gap between speakers is none between groups.")
+            told.append(f"A group has as few as {fewest} speakers, of whom a simulation can say little.")
     if skipped:
         told.append(f"Not compared: {_listed(skipped)}.")
     return " ".join(told)
