@@ -1,5 +1,6 @@
 """From a batch of bytes and samples to a model's inputs: crop, resize, normalise, log-mel, batched on any device."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +17,9 @@ PICTURE_MEAN, PICTURE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEL_MEAN, MEL_STD = -4.2677393, 4.5689974
 
 # Kaldi's filter bank at 16 kHz.
-SAMPLE_RATE, FFT_SIZE, LOW_HZ, HIGH_HZ, PRE_EMPHASIS = 16000, 512, 20.0, 8000.0, 0.97
+SAMPLE_RATE, LOW_HZ, HIGH_HZ, PRE_EMPHASIS = 16000, 20.0, 8000.0, 0.97
+KALDI_FFT = 512
+MEL_WINDOW_MS = FRAME_LENGTH / SAMPLE_RATE * 1000  # 25
 EPSILON = torch.finfo(torch.float32).eps
 
 
@@ -46,6 +49,7 @@ class Preprocess:
     img_size: int
     mel_bins: int = 128
     mel_frames: int = 256
+    mel_window_ms: float = MEL_WINDOW_MS
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Inputs:
@@ -55,7 +59,7 @@ class Preprocess:
                 video = normalise_picture(crop_resize(batch.video, batch.crop, self.img_size))
             if batch.audio is not None:
                 sound = vary_sound(batch.audio, batch.audio_valid, batch.gain, batch.roll)
-                mel = log_mel(sound, self.mel_bins, batch.audio_valid)
+                mel = log_mel(sound, self.mel_bins, batch.audio_valid, self.mel_window_ms)
                 audio = normalise_mel(pad_frames(mel, frames, self.mel_frames)).unsqueeze(1)
         return Inputs(video, audio, batch.has_video, batch.has_audio, frames, batch.clip, batch.speaker)
 
@@ -71,6 +75,7 @@ class Preprocess:
             "mel_std": MEL_STD,
             "sample_rate": SAMPLE_RATE,
             "resize": "bilinear, antialiased",
+            **({} if self.mel_window_ms == MEL_WINDOW_MS else {"mel_window_ms": self.mel_window_ms}),
         }
 
 
@@ -149,12 +154,18 @@ def resize_matrix(low: Tensor, high: Tensor, length: int, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def log_mel(waveform: Tensor, mel_bins: int = 128, valid: Tensor | None = None) -> Tensor:
+def log_mel(
+    waveform: Tensor, mel_bins: int = 128, valid: Tensor | None = None, window_ms: float = MEL_WINDOW_MS
+) -> Tensor:
     """Log-mel energies (B, frames, mel_bins) of 16 kHz sound (B, S), as Kaldi computes them, not normalised.
 
     Settings of AST and HiCMAE: 25 ms Hanning windows every 10 ms, pre-emphasis 0.97, DC removed per frame, power
     spectrum, natural logarithm, no dither. The mean of each waveform is taken off first; `valid` (B,) says how many
     samples are sound (the rest must be zeros and stays so).
+
+    Longer windows, of `window_ms`, stand around the same moments as those of 25 ms, with zeros beyond the ends, so that
+    there are as many. Noise keeps its level in them. A window of 25 ms does not tell a voice's harmonics apart that lie
+    closer than 160 Hz, most men's; one of 64 ms does.
     """
     batch, samples = waveform.shape
     valid = torch.full((batch,), samples, device=waveform.device) if valid is None else valid
@@ -163,13 +174,16 @@ def log_mel(waveform: Tensor, mel_bins: int = 128, valid: Tensor | None = None) 
     waveform = torch.where(sound, waveform - mean.float()[:, None], 0.0)
     if samples < FRAME_LENGTH:
         return waveform.new_zeros(batch, 0, mel_bins)
-    window, bank = _kaldi_constants(mel_bins, waveform.device)
-    frames = waveform.unfold(1, FRAME_LENGTH, FRAME_SHIFT)  # (B, frames, 400)
+    length = round(window_ms * SAMPLE_RATE / 1000)
+    window, bank, fft_size = _kaldi_constants(mel_bins, length, waveform.device)
+    beyond = length - FRAME_LENGTH
+    waveform = F.pad(waveform, (beyond // 2, beyond - beyond // 2))
+    frames = waveform.unfold(1, length, FRAME_SHIFT)  # (B, frames, length)
     frames = frames - frames.mean(2, keepdim=True)
     before = frames * PRE_EMPHASIS  # a step of its own, rounded as Kaldi rounds it: weak bins show the last bit
     frames[..., 1:].sub_(before[..., :-1])
     frames[..., 0].sub_(before[..., 0])
-    spectrum = torch.fft.rfft(frames.mul_(window), FFT_SIZE)
+    spectrum = torch.fft.rfft(frames.mul_(window), fft_size)
     power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
     return (power @ bank).clamp_(min=EPSILON).log_()
 
@@ -194,14 +208,18 @@ def pad_frames(mel: Tensor, frames: Tensor, length: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _kaldi_constants(mel_bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The Hanning window (400,) and the filter bank (257, mel_bins): triangles, evenly spaced on Kaldi's mel scale."""
-    hertz = torch.arange(FFT_SIZE // 2) * (SAMPLE_RATE / FFT_SIZE)
+def _kaldi_constants(mel_bins: int, length: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """The Hanning window (length,), the filter bank (FFT / 2 + 1, mel_bins), triangles, evenly spaced on Kaldi's mel
+    scale, and the size of the FFT, the next power of two."""
+    fft_size = 2 ** math.ceil(math.log2(length))
+    hertz = torch.arange(fft_size // 2) * (SAMPLE_RATE / fft_size)
     mel = 1127.0 * (1.0 + hertz / 700.0).log()
     low, high = (1127.0 * torch.tensor(1.0 + f / 700.0, dtype=torch.float64).log().item() for f in (LOW_HZ, HIGH_HZ))
     width = (high - low) / (mel_bins + 1)
     # In float32 and in this order, because Kaldi does: a triangle's edge is sensitive to the last bit.
     left, centre, right = (low + (torch.arange(mel_bins)[:, None] + i) * width for i in (0.0, 1.0, 2.0))
     bank = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0)
-    window = torch.hann_window(FRAME_LENGTH, periodic=False)
-    return window.to(device), F.pad(bank, (0, 1)).T.contiguous().to(device)
+    window = torch.hann_window(length, periodic=False)
+    if length != FRAME_LENGTH:  # as much power of noise in a band as with Kaldi's window of 25 ms and 512 bins
+        window = window * math.sqrt(FRAME_LENGTH / length * KALDI_FFT / fft_size)
+    return window.to(device), F.pad(bank, (0, 1)).T.contiguous().to(device), fft_size

@@ -21,7 +21,6 @@ from affekt.data.decode import Window
 from affekt.data.errors import CheckpointError
 from affekt.data.files import check_version
 from affekt.data.media.clip import PrepareSettings
-from affekt.data.transforms import Preprocess
 from affekt.pretrain.checkpoint import find_checkpoint, read_checkpoint
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
@@ -30,10 +29,10 @@ from affekt.pretrain.seen import SEEN_FILE, read_seen, stamped
 from affekt.pretrain.settings import PretrainSettings
 
 FORMAT, VERSION = "affekt-export", "1.1"  # 1.1: with the projection heads of the contrast, where there are some
-NOT_EXPORTED = ("decoder_",)
+NOT_EXPORTED = ("decoder_", "functionals.")
 # What weights are for, where names and shapes do not tell all of it: heads, and which place a position stands for.
 ARCHITECTURE = ("embed_dim", "num_heads", "depth", "fusion_depth", "patch_size", "tubelet_size", "patch_size_audio")
-ARCHITECTURE += ("img_size", "num_frames", "mel_frames", "mel_bins", "positions")
+ARCHITECTURE += ("img_size", "num_frames", "mel_frames", "mel_bins", "mel_window_ms", "positions")
 DECODERS = ("decoder_embed_dim", "decoder_num_heads", "taps")
 FILES = {"model.safetensors", "config.json", "preprocess.json", SEEN_FILE, "README.md"}
 
@@ -73,8 +72,7 @@ def export(run: str | Path, out: str | Path, checkpoint: str = "latest") -> Path
 def create_encoder(settings: HiCMAESettings, frame_stride: int, prepare: dict[str, Any]) -> Encoder:
     """An encoder with fresh weights, its window and its preprocessing, from the settings of a pre-training run."""
     window = Window(num_frames=settings.num_frames, frame_stride=frame_stride, mel_frames=settings.mel_frames)
-    preprocess = Preprocess(img_size=settings.img_size, mel_bins=settings.mel_bins, mel_frames=settings.mel_frames)
-    return Encoder(settings, window, preprocess, prepare).eval()
+    return Encoder(settings, window, settings.preprocess, prepare).eval()
 
 
 def save_encoder(encoder: Encoder, out: Path, origin: dict[str, Any], seen: dict[str, Any]) -> None:

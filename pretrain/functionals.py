@@ -24,7 +24,9 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 # Round figures of where descriptors lie over frames of speech and how far apart, and of the same for each statistic of
 # a descriptor so scaled over windows (RAVDESS and EMO-DB, training rows): every target has about the weight of any
-# other, and what a target is depends on no other clip of the batch.
+# other, and what a target is depends on no other clip of the batch. But prosody, level, pitch and harmonicity, would be
+# three of 41 descriptors, for the spectrum is told twice; its targets are larger by `PROSODY`.
+PROSODY = 2.5
 CEPSTRA_CENTRE = (-10, -8, -1, -6, -4.5, -6, -3, -3, -0.5, -2, -1, -2, 0, -1.5, 0, -1, 1, 0, 1, 0)
 CEPSTRA_SCALE = (16, 10, 7.5, 6, 5.7, 5, 4, 4.4, 4, 3.5, 3.5, 3.5, 3.3, 3.3, 3.3, 3.2, 3.2, 3.2, 3.2, 3)
 CEPSTRA_SLOPE_SCALE = (3, 2, 1.4, 1.2, 1.2, 1.1, 1, 0.9, 0.9, 0.8, 0.8, *[0.75] * 9)
@@ -60,12 +62,13 @@ class FunctionalsHead(nn.Module):
 @torch.no_grad()
 def functionals(mel: Tensor, frames: Tensor) -> Tensor:
     """Log-mel (B, T, bins), not normalised, with `frames` (B,) of sound -> (B, NUM_FUNCTIONALS), each of about mean 0
-    and deviation 1 over windows of speech. A window without sound gives finite numbers that mean nothing."""
+    and deviation 1 over windows of speech, or `PROSODY` for level, pitch and harmonicity. A window without sound gives
+    finite numbers that mean nothing."""
     with exact(mel.device):  # half the precision would move the pitch
         x, sounding = descriptors(mel, frames)
     slopes = torch.zeros_like(x)  # per frame, over five
     slopes[:, 2:-2] = (x[:, 3:-1] - x[:, 1:-3] + 2 * (x[:, 4:] - x[:, :-4])) / 10
-    centre, scale, slope_scale, *of_statistics = _scales(x.device)
+    centre, scale, slope_scale, weight, *of_statistics = _scales(x.device)
     statistics = [
         (statistics_over_time(values, sounding) - middle[:, None]) / spread[:, None]
         for values, (middle, spread) in zip(
@@ -73,8 +76,8 @@ def functionals(mel: Tensor, frames: Tensor) -> Tensor:
         )
     ]
     share = (sounding.float().mean(1, keepdim=True) - 0.5) / 0.25
-    every = torch.cat([*(s.flatten(1) for s in statistics), share], 1)
-    return every.nan_to_num(0.0).clamp(-LARGEST, LARGEST)
+    statistics = [x.nan_to_num(0.0).clamp(-LARGEST, LARGEST) * weight for x in statistics]
+    return torch.cat([*(x.flatten(1) for x in statistics), share], 1)
 
 
 def descriptors(mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,6 +159,7 @@ def _scales(device: torch.device) -> tuple[Tensor, ...]:
         (*CEPSTRA_CENTRE, *OTHER_CENTRE),
         (*CEPSTRA_SCALE, *OTHER_SCALE),
         (*CEPSTRA_SLOPE_SCALE, *OTHER_SLOPE_SCALE),
+        (*[1] * CEPSTRA, PROSODY, 1, 1, *[1] * BANDS, PROSODY, PROSODY),
         STATISTIC_CENTRE,
         STATISTIC_SCALE,
         SLOPE_STATISTIC_CENTRE,

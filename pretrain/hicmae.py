@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from affekt.data.batch import Batch, Streams
 from affekt.data.errors import SettingsError
 from affekt.data.settings import Settings
-from affekt.data.transforms import Inputs, plain_mel
+from affekt.data.transforms import MEL_WINDOW_MS, Inputs, Preprocess, plain_mel
 from affekt.pretrain.encoders import Decoder, FusionEncoder, ModalityEncoder, init_weights
 from affekt.pretrain.functionals import FunctionalsHead, functionals
 from affekt.pretrain.gather import Gather
@@ -59,6 +59,9 @@ class HiCMAESettings(Settings):
     tubelet_size: PositiveInt = 2
     mel_frames: PositiveInt = 256
     mel_bins: PositiveInt = 128
+    mel_window_ms: float = Field(
+        MEL_WINDOW_MS, ge=MEL_WINDOW_MS, le=128, description="one frame of the log-mel; published: 25. 64 shows pitch"
+    )
     patch_size_audio: PositiveInt = 16
     mask_ratio_video: float = Field(0.9, gt=0, lt=1, description="places hidden, in all frames alike; published: 0.9")
     mask_ratio_audio: float = Field(0.8, gt=0, lt=1, description="patches of the log-mel hidden; published: 0.8")
@@ -86,6 +89,11 @@ class HiCMAESettings(Settings):
         "flat", description="one sinusoid over the flattened index, or one per axis of the grid; published: flat"
     )
     drop_path: float = Field(0.0, ge=0, lt=1, description="of the encoders' last layer; published: 0, 0.1 to fine-tune")
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From a batch to what the model takes."""
+        return Preprocess(self.img_size, self.mel_bins, self.mel_frames, self.mel_window_ms)
 
     @property
     def grid_video(self) -> tuple[int, int, int]:

@@ -89,7 +89,6 @@ def get_ready(
     compiled = device.type == "cuda" if train.compile is None else train.compile
     if compiled and train.zero_stage < 3:
         model.compile(dynamic=False)  # shapes never change, but for the rare batch with a sound too short to mask
-    preprocess = Preprocess(img_size=s.img_size, mel_bins=s.mel_bins, mel_frames=s.mel_frames)
     optimizer = create_optimizer(model, settings.optim)
 
     if allow_change and not resume:
@@ -111,7 +110,7 @@ def get_ready(
     window = Window(num_frames=s.num_frames, frame_stride=data.frame_stride, mel_frames=s.mel_frames)
     probe = None
     if train.probe.shards:
-        how = (window, preprocess, precision, train.global_batch)
+        how = (window, s.preprocess, precision, train.global_batch)
         probe = together(lambda: OnlineProbe(train.probe, model, corpora, *how))
     loader = train_loader(
         corpora,
@@ -132,7 +131,7 @@ def get_ready(
         corpora=corpora,
         window=window,
         loader=loader,
-        preprocess=preprocess,
+        preprocess=s.preprocess,
         model=model,
         optimizer=optimizer,
         precision=precision,

@@ -17,7 +17,7 @@ from affekt.data.files import check_version, write_text
 from affekt.data.loader import train_loader
 from affekt.data.mixture import Corpus
 from affekt.data.settings import apply_overrides
-from affekt.data.transforms import Inputs, Preprocess
+from affekt.data.transforms import Inputs
 from affekt.pretrain.checkpoint import complete_checkpoints, read_checkpoint
 from affekt.pretrain.guard import finite_or_text
 from affekt.pretrain.hicmae import HiCMAE
@@ -92,8 +92,7 @@ def replay_step(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if batch.ids != planned:
         odd = next(f"{a!r}, not {b!r}" for a, b in zip(batch.ids, planned, strict=False) if a != b)
         raise SettingsError(f"{path}: step {step} of these shards has the clip {odd}; name the run's (data.shards=...)")
-    preprocess = Preprocess(img_size=s.img_size, mel_bins=s.mel_bins, mel_frames=s.mel_frames)
-    inputs, masks = preprocess(batch.to(device)), [mask.to(device) for mask in model.masks(batch)]
+    inputs, masks = s.preprocess(batch.to(device)), [mask.to(device) for mask in model.masks(batch)]
 
     def again(first: int, last: int) -> dict[str, Any]:
         return _step(model, _rows(inputs, first, last), [_rows(mask, first, last) for mask in masks])
