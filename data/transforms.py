@@ -164,8 +164,8 @@ def log_mel(
     samples are sound (the rest must be zeros and stays so).
 
     Longer windows, of `window_ms`, stand around the same moments as those of 25 ms, with zeros beyond the ends, so that
-    there are as many. Noise keeps its level in them. A window of 25 ms does not tell a voice's harmonics apart that lie
-    closer than 160 Hz, most men's; one of 64 ms does.
+    there are as many. Noise keeps its level in them. Between the harmonics of a voice at 110 Hz a window of 25 ms
+    leaves valleys of 11 dB and one of 64 ms of 45: what shows as pitch in the latter is hard to tell in the former.
     """
     batch, samples = waveform.shape
     valid = torch.full((batch,), samples, device=waveform.device) if valid is None else valid

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from affekt.data.transforms import HIGH_HZ, LOW_HZ
-from affekt.pretrain.objectives import exact
+from affekt.pretrain.objectives import exact, full
 from affekt.pretrain.patches import mean_of_tokens
 
 FLOOR, SOUNDING = 80 * math.log(10) / 10, 35 * math.log(10) / 10  # nepers of power below the loudest: 80 and 35 dB
@@ -53,7 +53,7 @@ class FunctionalsHead(nn.Module):
         self.linear = nn.Linear(2 * dim, NUM_FUNCTIONALS)
 
     def forward(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
-        tokens = tokens.float()
+        tokens = full(tokens)
         mean = mean_of_tokens(tokens, valid)
         variance = mean_of_tokens((tokens - mean[:, None]).square(), valid)
         return self.linear(torch.cat((mean, (variance + SMALLEST_VARIANCE).sqrt()), 1))
@@ -66,13 +66,15 @@ def functionals(mel: Tensor, frames: Tensor) -> Tensor:
     finite numbers that mean nothing."""
     with exact(mel.device):  # half the precision would move the pitch
         x, sounding = descriptors(mel, frames)
-    slopes = torch.zeros_like(x)  # per frame, over five
-    slopes[:, 2:-2] = (x[:, 3:-1] - x[:, 1:-3] + 2 * (x[:, 4:] - x[:, :-4])) / 10
+    slopes = F.pad((x[:, 3:-1] - x[:, 1:-3] + 2 * (x[:, 4:] - x[:, :-4])) / 10, (0, 0, 2, 2))  # per frame, over five
+    at = torch.arange(x.shape[1], device=x.device)
+    within = sounding & (at >= 2) & (at < frames[:, None] - 2)
     centre, scale, slope_scale, weight, *of_statistics = _scales(x.device)
     statistics = [
-        (statistics_over_time(values, sounding) - middle[:, None]) / spread[:, None]
-        for values, (middle, spread) in zip(
-            ((x - centre) / scale, slopes / slope_scale), (of_statistics[:2], of_statistics[2:]), strict=True
+        (statistics_over_time(values, counted) - middle[:, None]) / spread[:, None]
+        for values, counted, middle, spread in (
+            ((x - centre) / scale, sounding, *of_statistics[:2]),
+            (slopes / slope_scale, within, *of_statistics[2:]),
         )
     ]
     share = (sounding.float().mean(1, keepdim=True) - 0.5) / 0.25

@@ -24,12 +24,13 @@ from affekt.data.transforms import _crop_resize_matrices as by_matrices
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
-def kaldi(waveform, mel_bins=128):
+def kaldi(waveform, mel_bins=128, window_ms=25.0):
     """The published recipe, one waveform at a time."""
     import torchaudio
 
+    beyond = round((window_ms - 25) * 8)  # to stand around the same moments as windows of 25 ms
     return torchaudio.compliance.kaldi.fbank(
-        (waveform - waveform.double().mean().float())[None],
+        F.pad((waveform - waveform.double().mean().float())[None], (beyond, beyond)),
         htk_compat=True,
         sample_frequency=16000,
         use_energy=False,
@@ -37,6 +38,7 @@ def kaldi(waveform, mel_bins=128):
         num_mel_bins=mel_bins,
         dither=0.0,
         frame_shift=10,
+        frame_length=window_ms,
     )
 
 
@@ -63,6 +65,37 @@ def test_log_mel_of_any_length(samples):
     mel = log_mel(waveforms(samples))
     assert mel.shape[1] == (samples - 400) // 160 + 1
     assert (mel[0] - kaldi(waveforms(samples)[0])).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("window_ms", [32, 50, 64])
+def test_longer_windows_are_kaldis_at_the_same_moments(window_ms):
+    sound = waveforms()
+    mel = log_mel(sound, 128, window_ms=window_ms)
+    assert mel.shape == log_mel(sound).shape
+    fft_size = 512 if window_ms == 32 else 1024
+    level = math.log(25 / window_ms * 512 / fft_size)  # of noise, which is to stay what it is in 25 ms
+    for row, waveform in zip(mel, sound):
+        theirs = kaldi(waveform, 128, window_ms)
+        heard = theirs > max(theirs.max() - 12, -14)  # below, what floors the logarithm differs
+        assert ((row - theirs - level).abs() * heard).max() <= 1e-3
+    noise = 0.1 * torch.randn(1, 160000, generator=torch.Generator().manual_seed(2))
+    long, short = (log_mel(noise, 32, window_ms=w)[0, 5:-5].exp().mean(0).log() for w in (window_ms, 25))
+    assert (long - short).abs().max() < 0.15
+
+
+def test_long_windows_tell_the_harmonics_of_a_deep_voice_apart():
+    time = torch.arange(16000) / 16000
+    voice = sum(torch.cos(2 * math.pi * 110 * k * time) for k in range(1, 20))[None] * 0.02
+    low, high = (1127 * math.log(1 + hertz / 700) for hertz in (20, 8000))
+    peak, valley, next_peak = (
+        round((1127 * math.log(1 + hertz / 700) - low) / ((high - low) / 129) - 1) for hertz in (330, 385, 440)
+    )
+    depth = {}
+    for window_ms in (25, 64):
+        nepers = log_mel(voice, 128, window_ms=window_ms)[0, 40]
+        depth[window_ms] = ((nepers[peak] + nepers[next_peak]) / 2 - nepers[valley]).item() * 10 / math.log(10)
+    print(depth)
+    assert depth[64] > 40 > 12 > depth[25]  # dB
 
 
 def test_sound_too_short_for_one_frame():

@@ -1,0 +1,163 @@
+"""Statistics of a stretch of sound: each against its obvious slow version, and as what an encoder learns."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from affekt.data.errors import SettingsError
+from affekt.data.transforms import Inputs, log_mel, normalise_mel, plain_mel
+from affekt.pretrain.functionals import (
+    BANDS,
+    CEPSTRA,
+    NUM_FUNCTIONALS,
+    PROSODY,
+    QUANTILES,
+    REFERENCE_HZ,
+    FunctionalsHead,
+    descriptors,
+    functionals,
+    statistics_over_time,
+)
+from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.masks import random_mask, tube_mask
+from affekt.pretrain.registry import create_model, model_settings
+
+LEVEL, FLUX, CENTROID, PITCH, HARMONICITY = CEPSTRA, CEPSTRA + 1, CEPSTRA + 2, CEPSTRA + 3 + BANDS, CEPSTRA + 4 + BANDS
+
+
+def voices(*hertz: float, seconds: float = 1.0) -> torch.Tensor:
+    """Sawtooth-like sounds (N, S) with a little noise."""
+    time = torch.arange(round(16000 * seconds)) / 16000
+    noise = torch.randn(len(hertz), len(time), generator=torch.Generator().manual_seed(0))
+    tones = [sum(torch.sin(2 * math.pi * f * k * time) / k for k in range(1, int(4000 / f))) for f in hertz]
+    return 0.1 * torch.stack(tones) + 0.001 * noise
+
+
+def slowly(x: np.ndarray) -> np.ndarray:
+    """(frames, K) -> (12, K), a column at a time."""
+    found = []
+    for column in x.T.astype(np.float64):
+        mean, deviation = column.mean(), math.sqrt(column.var() + 1e-8)
+        z = (column - mean) / deviation
+        time = 2 * np.arange(1, len(column) + 1) / len(column) - 1
+        slope = np.sum((column - mean) * time) / np.sum(time**2)
+        ordered = sorted(column)
+        quantiles = [ordered[round(q * (len(column) - 1))] for q in QUANTILES]
+        widths = [quantiles[3] - quantiles[1], quantiles[4] - quantiles[0]]
+        found.append([mean, deviation, np.mean(z**3), np.mean(z**4), slope, *quantiles, *widths])
+    return np.array(found).T
+
+
+def test_statistics_are_those_of_the_frames_that_count():
+    seed = torch.seed() % 2**31
+    print(f"seed {seed}")
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(4, 50, 3, generator=generator) * torch.tensor([0.1, 1.0, 30.0]) + 2
+    counted = torch.rand(4, 50, generator=generator) > 0.4
+    counted[3] = torch.arange(50) == 7  # one frame alone
+    found = statistics_over_time(x, counted)
+    for row, mine, which in zip(x, found, counted):
+        theirs = torch.tensor(slowly(row[which].numpy())).float()
+        torch.testing.assert_close(mine[:2], theirs[:2], rtol=1e-4, atol=1e-4)
+        if which.sum() > 1:
+            torch.testing.assert_close(mine[2:], theirs[2:], rtol=1e-3, atol=1e-3)
+
+
+def test_pitch_level_and_spectrum_are_heard():
+    hertz = (90.0, 130.0, 180.0, 250.0, 330.0)
+    mel = log_mel(voices(*hertz), window_ms=64)
+    frames = torch.full((len(hertz),), mel.shape[1])
+    x, sounding = descriptors(mel, frames)
+    assert sounding[:, 5:-5].all()
+    heard = REFERENCE_HZ * x[:, 10:-10, PITCH].median(1).values.exp()
+    semitones = 12 * (heard / torch.tensor(hertz)).log2()
+    print(heard)
+    assert semitones.abs().max() < 1
+    noise = 0.1 * torch.randn(1, 16000, generator=torch.Generator().manual_seed(1))
+    unvoiced, _ = descriptors(log_mel(noise, window_ms=64), frames[:1])
+    assert x[:, 10:-10, HARMONICITY].mean(1).min() > 2 * unvoiced[:, 10:-10, HARMONICITY].mean()
+    assert unvoiced[0, 10:-10, CENTROID].mean() > x[:, 10:-10, CENTROID].mean() + 0.2
+    louder, _ = descriptors(mel + 2 * math.log(2), frames)  # twice the amplitude
+    torch.testing.assert_close(louder[..., LEVEL] - x[..., LEVEL], torch.full(x.shape[:2], 2 * math.log(2)))
+    others = [i for i in range(x.shape[2]) if i != LEVEL and not CEPSTRA + 3 <= i < PITCH]
+    torch.testing.assert_close(louder[..., others], x[..., others], rtol=1e-3, atol=1e-3)
+    steady = torch.ones(1, 60, 128)
+    assert descriptors(steady, torch.tensor([60]))[0][0, :, FLUX].abs().max() == 0
+
+
+def test_padding_and_other_clips_change_nothing():
+    mel = log_mel(voices(120, 210), window_ms=64)
+    frames = torch.tensor([mel.shape[1], 60])
+    alone = functionals(mel[1:, :60], frames[1:])
+    padded = torch.full((2, 256, 128), 7.0)
+    padded[:, : mel.shape[1]] = mel
+    padded[1, 60:] = -50.0
+    found = functionals(padded, frames)
+    assert found.shape == (2, NUM_FUNCTIONALS)
+    torch.testing.assert_close(found[1:, :-1], alone[:, :-1], rtol=1e-4, atol=1e-4)  # the last is the share of sound
+
+
+def test_no_target_is_out_of_bounds():
+    mel = torch.randn(5, 64, 128) * 10
+    mel[1] = -15.9  # digital silence
+    mel[2] = 1e4
+    found = functionals(mel, torch.tensor([64, 64, 64, 0, 1]))
+    assert found.isfinite().all() and found.abs().max() <= 4 * PROSODY
+    speech = functionals(log_mel(voices(100, 140, 200, 300), window_ms=64), torch.full((4,), 98))
+    assert speech.std(0).max() > 0.1
+    half = torch.autocast("cpu", torch.bfloat16)
+    with half:
+        assert torch.equal(functionals(mel, torch.full((5,), 64)), functionals(mel.clone(), torch.full((5,), 64)))
+
+
+def test_a_head_reads_mean_and_deviation_of_tokens_that_are_there():
+    head = FunctionalsHead(6).double()
+    tokens = torch.randn(3, 5, 6, dtype=torch.float64)
+    valid = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    for row, which, mine in zip(tokens, valid, head(tokens, valid)):
+        x = row[which]
+        pooled = torch.cat((x.mean(0), (x.var(0, unbiased=False) + 1e-5).sqrt()))
+        torch.testing.assert_close(mine, head.linear(pooled))
+    torch.testing.assert_close(head(tokens), head(tokens, torch.ones(3, 5, dtype=torch.bool)))
+    (gradient,) = torch.autograd.grad(head(tokens.requires_grad_(), valid).sum(), tokens)
+    assert gradient.isfinite().all()
+
+
+def test_statistics_can_be_learned_from_visible_patches():
+    """A few steps on twelve voices: pitch and level are told of patches of which half are hidden, and nothing of
+    sounds that are not there counts."""
+    torch.manual_seed(0)
+    small = {"streams": "audio", "embed_dim": 48, "depth": 2, "taps": (1, 2), "decoder_embed_dim": 32}
+    model = create_model("hicmae_nano", **small, mel_frames=96, mask_ratio_audio=0.5, functionals_weight=1.0)
+    s = model.settings
+    sound = voices(*np.geomspace(90, 400, 12).tolist()) * torch.linspace(0.2, 2, 12)[:, None]
+    mel = log_mel(sound, window_ms=64)[:, :96]
+    torch.testing.assert_close(plain_mel(normalise_mel(mel)), mel, rtol=1e-4, atol=1e-4)
+    there = torch.ones(12, dtype=torch.bool)
+    inputs = Inputs(None, normalise_mel(mel)[:, None], ~there, there, torch.full((12,), 96))
+    optimizer, seen = torch.optim.AdamW(model.parameters(), 2e-3), []
+    for step in range(60):
+        keys = torch.arange(12) + 100 * step
+        masks = tube_mask(keys, s.grid_video, 0.75), random_mask(keys, math.prod(s.grid_audio), s.mask_ratio_audio)
+        losses = model(inputs, *masks)
+        torch.testing.assert_close(losses["loss"], losses["loss_audio"] + losses["loss_functionals"])
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        seen.append(losses["loss_functionals"].item())
+    print(seen[0], seen[-1])
+    assert np.mean(seen[-5:]) < 0.4 * seen[0]
+    mute = Inputs(None, inputs.audio, ~there, torch.arange(12) < 4, inputs.audio_frames)
+    few = Inputs(None, inputs.audio[:4], ~there[:4], there[:4], inputs.audio_frames[:4])
+    masks_of_few = tube_mask(keys[:4], s.grid_video, 0.75), random_mask(keys[:4], math.prod(s.grid_audio), 0.5)
+    torch.testing.assert_close(model(mute, *masks)["loss_functionals"], model(few, *masks_of_few)["loss_functionals"])
+
+
+def test_settings_say_where_they_have_no_effect():
+    assert "functionals_weight" in model_settings("hicmae_nano", streams="video", functionals_weight=1).without_effect
+    with pytest.raises(SettingsError, match="mel_window_ms"):
+        model_settings("hicmae_nano", mel_window_ms=10)
+    plain = HiCMAE(model_settings("hicmae_nano", streams="audio"))
+    assert not any(name.startswith("functionals") for name, _ in plain.named_parameters())
