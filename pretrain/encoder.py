@@ -20,6 +20,8 @@ from affekt.pretrain.hicmae import (
 )
 from affekt.pretrain.patches import mean_of_tokens
 
+NOT_EXPORTED = ("decoder_", "functionals")  # what predicts, and is of no use behind the encoders
+
 
 class Encoder(nn.Module):
     """The encoders of a HiCMAE model together with the preprocessing they were trained on.
@@ -44,7 +46,7 @@ class Encoder(nn.Module):
         self.grid_video = settings.grid_video
         self.grid_audio = settings.grid_audio
         for name, part in (model or HiCMAE(settings)).named_children():
-            if not name.startswith("decoder_"):
+            if not name.startswith(NOT_EXPORTED):
                 self.add_module(name, part)
 
     @property

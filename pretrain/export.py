@@ -22,14 +22,13 @@ from affekt.data.errors import CheckpointError
 from affekt.data.files import check_version
 from affekt.data.media.clip import PrepareSettings
 from affekt.pretrain.checkpoint import find_checkpoint, read_checkpoint
-from affekt.pretrain.encoder import Encoder
+from affekt.pretrain.encoder import NOT_EXPORTED, Encoder
 from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
 from affekt.pretrain.published import PUBLISHED_STRIDE, Published, load_weights, read_published
 from affekt.pretrain.seen import SEEN_FILE, read_seen, stamped
 from affekt.pretrain.settings import PretrainSettings
 
 FORMAT, VERSION = "affekt-export", "1.1"  # 1.1: with the projection heads of the contrast, where there are some
-NOT_EXPORTED = ("decoder_", "functionals.")
 # What weights are for, where names and shapes do not tell all of it: heads, and which place a position stands for.
 ARCHITECTURE = ("embed_dim", "num_heads", "depth", "fusion_depth", "patch_size", "tubelet_size", "patch_size_audio")
 ARCHITECTURE += ("img_size", "num_frames", "mel_frames", "mel_bins", "mel_window_ms", "positions")
