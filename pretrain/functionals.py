@@ -1,13 +1,14 @@
 """What a stretch of speech sounds like, as numbers: cepstra, bands, level, pitch, and statistics of each over its time.
 
-To regress them is a task without labels beside reconstruction: PASE (Pascual et al., Interspeech 2019, section 2.2) has
-its encoder predict cepstra and prosody frame by frame; here it predicts functionals over the window, those that
-openSMILE's sets for emotion (Eyben et al., ACM Multimedia 2010) are made of. All is computed from the batch's log-mel,
-so views that are stretched, warped or made louder have targets of their own.
+To regress them is a task without labels beside reconstruction, as in PASE (Pascual et al., Interspeech 2019, section
+2.2), whose encoder predicts cepstra and prosody frame by frame. Here it predicts them step by step, a step being as
+long as a patch, and functionals over the window, of which openSMILE's sets for emotion (Eyben et al., ACM Multimedia
+2010) are made. All is computed from the batch's log-mel, so views that are louder or turned have targets of their own.
 """
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from affekt.data.transforms import HIGH_HZ, LOW_HZ
 from affekt.pretrain.objectives import exact, full
-from affekt.pretrain.patches import mean_of_tokens
+from affekt.pretrain.patches import mean_of_tokens, segment_means
 
 FLOOR, SOUNDING = 80 * math.log(10) / 10, 35 * math.log(10) / 10  # nepers of power below the loudest: 80 and 35 dB
 CEPSTRA, BANDS = 20, 16
@@ -41,55 +42,79 @@ REFERENCE_HZ = 200.0  # the pitch is the logarithm of what is over it
 SMALLEST_VARIANCE = 1e-5  # under a square root whose slope at 0 has no end
 LARGEST = 4.0  # deviations; what is further away counts as far as this
 
-NUM_FUNCTIONALS = 2 * (CEPSTRA + 5 + BANDS) * (len(QUANTILES) + 7) + 1
+NUM_DESCRIPTORS = CEPSTRA + 5 + BANDS
+PITCH = NUM_DESCRIPTORS - 2
+NUM_FUNCTIONALS = 2 * NUM_DESCRIPTORS * (len(QUANTILES) + 7) + 1
 
 
 class FunctionalsHead(nn.Module):
-    """(B, K, D) tokens, those that `valid` (B, K) marks -> (B, NUM_FUNCTIONALS): a linear map of their mean and
-    deviation, so that a linear probe of the same two finds them too."""
+    """Linear maps of tokens to `Told`: of their mean and deviation over the window, and of their mean in each step.
+    What a linear map finds there, a probe of the same does too."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, grid: tuple[int, int]):
         super().__init__()
-        self.linear = nn.Linear(2 * dim, NUM_FUNCTIONALS)
+        self.grid = grid
+        self.window = nn.Linear(2 * dim, NUM_FUNCTIONALS)
+        self.steps = nn.Linear(dim, 2 * NUM_DESCRIPTORS)
 
-    def forward(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
-        tokens = full(tokens)
+    def forward(self, tokens: Tensor, ids: Tensor, valid: Tensor | None = None) -> "Told":
+        """(B, K, D) tokens at the places `ids` (B, K), of which `valid` (B, K) marks those that are no padding."""
+        tokens, (steps, per_step) = full(tokens), self.grid
         mean = mean_of_tokens(tokens, valid)
         variance = mean_of_tokens((tokens - mean[:, None]).square(), valid)
-        return self.linear(torch.cat((mean, (variance + SMALLEST_VARIANCE).sqrt()), 1))
+        window = self.window(torch.cat((mean, (variance + SMALLEST_VARIANCE).sqrt()), 1))
+        return Told(window, self.steps(segment_means(tokens, ids, per_step, steps, steps, valid)))
+
+
+class Told(NamedTuple):
+    """`window` (B, NUM_FUNCTIONALS) and `steps` (B, S, 2 NUM_DESCRIPTORS), descriptors and their slopes."""
+
+    window: Tensor
+    steps: Tensor
+
+
+def steps_seen(ids: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    """bool (B, S): whether a step has a token that is visible, at `ids` (B, K), and no padding."""
+    steps, per_step = grid
+    there = torch.ones_like(ids) if valid is None else valid.long()
+    return torch.zeros(len(ids), steps, dtype=torch.long, device=ids.device).scatter_add_(1, ids // per_step, there) > 0
 
 
 @torch.no_grad()
-def functionals(mel: Tensor, frames: Tensor) -> Tensor:
-    """Log-mel (B, T, bins), not normalised, with `frames` (B,) of sound -> (B, NUM_FUNCTIONALS), each of about mean 0
-    and deviation 1 over windows of speech, or `PROSODY` for level, pitch and harmonicity. A window without sound gives
-    finite numbers that mean nothing."""
+def functionals(mel: Tensor, frames: Tensor, steps: int) -> Told:
+    """Log-mel (B, T, bins), not normalised, with `frames` (B,) of sound -> what is to be told of it over the window and
+    in each of so many `steps`. Each number is of about mean 0 and deviation 1 over windows of speech, or `PROSODY` for
+    level, pitch and harmonicity. A window without sound gives finite numbers that mean nothing."""
     with exact(mel.device):  # half the precision would move the pitch
-        x, sounding = descriptors(mel, frames)
+        x, sounding, voiced = descriptors(mel, frames)
     slopes = F.pad((x[:, 3:-1] - x[:, 1:-3] + 2 * (x[:, 4:] - x[:, :-4])) / 10, (0, 0, 2, 2))  # per frame, over five
     at = torch.arange(x.shape[1], device=x.device)
-    within = sounding & (at >= 2) & (at < frames[:, None] - 2)
+    within = (at >= 2) & (at < frames[:, None] - 2)
     centre, scale, slope_scale, weight, *of_statistics = _scales(x.device)
-    statistics = [
-        (statistics_over_time(values, counted) - middle[:, None]) / spread[:, None]
-        for values, counted, middle, spread in (
-            ((x - centre) / scale, sounding, *of_statistics[:2]),
-            (slopes / slope_scale, within, *of_statistics[2:]),
-        )
-    ]
+    window, local = [], []
+    for values, real, middle, spread in (
+        ((x - centre) / scale, at < frames[:, None], *of_statistics[:2]),
+        (slopes / slope_scale, within, *of_statistics[2:]),
+    ):
+        of_all = statistics_over_time(values, sounding & real)
+        of_all[:, :, [PITCH]] = statistics_over_time(values[:, :, [PITCH]], voiced & real)
+        window.append((of_all - middle[:, None]) / spread[:, None])
+        share = torch.ones_like(values) * real[..., None]
+        share[:, :, PITCH] *= voiced + 1e-4  # where nothing is voiced, what unvoiced frames hold
+        share, values = (s.unflatten(1, (steps, -1)) for s in (share, values * share))
+        local.append(values.sum(2) / share.sum(2).clamp(min=1e-6))
+    window, local = ([x.nan_to_num(0.0).clamp(-LARGEST, LARGEST) * weight for x in xs] for xs in (window, local))
     share = (sounding.float().mean(1, keepdim=True) - 0.5) / 0.25
-    statistics = [x.nan_to_num(0.0).clamp(-LARGEST, LARGEST) * weight for x in statistics]
-    return torch.cat([*(x.flatten(1) for x in statistics), share], 1)
+    return Told(torch.cat([*(x.flatten(1) for x in window), share], 1), torch.cat(local, 2))
 
 
-def descriptors(mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T, CEPSTRA + 5 + BANDS) of every frame, and which frames sound, bool (B, T): not more than 35 dB below the
-    loudest. Cepstra 1 to 20; level in nepers of power; flux, the mean change of a bin; centroid in 0..1 of the mel
-    axis; bands; log pitch; harmonicity, how far the pitch's harmonics stand out of what is between them.
+def descriptors(mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T, NUM_DESCRIPTORS) of every frame, which frames sound, bool (B, T), not more than 35 dB below the loudest,
+    and which of them are voiced. Cepstra 1 to 20; level in nepers of power; flux, the mean change of a bin; centroid in
+    0..1 of the mel axis; bands; log pitch; harmonicity, how far the pitch's harmonics stand out of what is between.
 
     The pitch is the best of `PITCHES` combs over the spectrum after its envelope is taken off. Frames whose best comb
-    fits less well than the median one count as unvoiced and get the voiced ones' median, so that they change no
-    statistic of the pitch by much.
+    fits less well than the median one count as unvoiced and hold the voiced ones' median.
     """
     bins = mel.shape[2]
     real = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]
@@ -111,7 +136,7 @@ def descriptors(mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
     usual = torch.where(voiced, pitch, torch.nan).nanmedian(1).values.nan_to_num(0.0)
     pitch = torch.where(voiced, pitch, usual[:, None])
     single = [x[..., None] for x in (level, flux, centroid, pitch, fit)]
-    return torch.cat([mel @ cosines, *single[:3], bands, *single[3:]], 2), sounding
+    return torch.cat([mel @ cosines, *single[:3], bands, *single[3:]], 2), sounding, voiced
 
 
 def statistics_over_time(x: Tensor, counted: Tensor) -> Tensor:

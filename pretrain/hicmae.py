@@ -1,6 +1,7 @@
 """HiCMAE (Sun et al., Information Fusion 2024): hierarchical contrastive masked autoencoder for video with sound."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from affekt.data.errors import SettingsError
 from affekt.data.settings import Settings
 from affekt.data.transforms import MEL_WINDOW_MS, Inputs, Preprocess, plain_mel
 from affekt.pretrain.encoders import Decoder, FusionEncoder, ModalityEncoder, init_weights
-from affekt.pretrain.functionals import FunctionalsHead, functionals
+from affekt.pretrain.functionals import FunctionalsHead, functionals, steps_seen
 from affekt.pretrain.gather import Gather
 from affekt.pretrain.layers import Mlp
 from affekt.pretrain.masks import Mask, random_mask, tube_mask
@@ -151,7 +152,7 @@ class HiCMAESettings(Settings):
 class Whole(NamedTuple):
     """What a part of a batch has to know of the others (`pretrain.parts`).
 
-    `tokens` (3,): `HiCMAE.tokens` of all parts of all ranks, averaged. `contrast` (): the loss over them all, and
+    `tokens` (4,): `HiCMAE.tokens` of all parts of all ranks, averaged. `contrast` (): the loss over them all, and
     `gradient` (B, 2, K, D): its gradient for this part's features times the number of parts; None without a contrast.
     """
 
@@ -182,7 +183,7 @@ class HiCMAE(nn.Module):
             table = positions(s.grid_audio, s.decoder_embed_dim)
             self.decoder_audio = Decoder(s.embed_dim, audio_patch, table, *decoder)
             if s.functionals_weight:
-                self.functionals = FunctionalsHead(s.embed_dim)
+                self.functionals = FunctionalsHead(s.embed_dim, s.grid_audio)
         if s.streams == "both":
             self.encoder_fusion = FusionEncoder(s.embed_dim, s.num_heads, s.fusion_depth, s.drop_path)
             if s.projector_dim:
@@ -205,14 +206,15 @@ class HiCMAE(nn.Module):
         return mask_video, mask_audio
 
     def tokens(self, batch: Batch, mask_video: Mask, mask_audio: Mask) -> Tensor:
-        """float32 (3,): of how many hidden tokens of video, hidden tokens of sound and sounds a batch has an error."""
+        """float32 (4,): of how many hidden tokens of video, hidden tokens of sound, sounds and steps of a sound with a
+        visible token a batch has an error."""
         s = self.settings
         video = batch.has_video.sum() * mask_video.ids_mask.shape[1]
         frames = batch.audio_frames(s.mel_frames)
         real = valid_audio_tokens(frames, s).gather(1, mask_audio.ids_mask)
-        return torch.stack(
-            [video, (real & batch.has_audio[:, None]).sum(), _sounds(batch.has_audio, frames).sum()]
-        ).float()
+        sounds = _sounds(batch.has_audio, frames)
+        seen = steps_seen(mask_audio.ids_keep, mask_audio.valid_keep, s.grid_audio) & sounds[:, None]
+        return torch.stack([video, (real & batch.has_audio[:, None]).sum(), sounds.sum(), seen.sum()]).float()
 
     def forward(
         self,
@@ -226,7 +228,7 @@ class HiCMAE(nn.Module):
         and the settings allow. With `whole`
         the inputs are a part of a batch, and the mean over its parts is the loss of the batch. `only_features` gives
         `{"features"}`, what the contrast is between, alone."""
-        s, tokens = self.settings, whole.tokens if whole else (None, None, None)
+        s, tokens = self.settings, whole.tokens if whole else (None,) * 4
         if only_features:
             taps, _ = self.encode(inputs, mask_video, mask_audio)
             return {"features": self.features(taps, mask_video, mask_audio)}
@@ -247,11 +249,7 @@ class HiCMAE(nn.Module):
             losses["loss_audio"] = reconstruction_loss(predictions["audio"], targets["audio"], weight, tokens[1])
         losses["loss"] = sum(losses.values())
         if "audio" in predictions and s.functionals_weight:
-            told = self.functionals(taps["audio"][-1], mask_audio.valid_keep)
-            target = functionals(plain_mel(inputs.audio[:, 0]), inputs.audio_frames)
-            weight = _sounds(inputs.has_audio, inputs.audio_frames).float()
-            rows = (x[:, None] for x in (told, target, weight))  # one token a clip
-            losses["loss_functionals"] = reconstruction_loss(*rows, tokens[2])
+            losses["loss_functionals"] = self.error_of_functionals(inputs, taps["audio"][-1], mask_audio, tokens[2:])
             losses["loss"] = losses["loss"] + s.functionals_weight * losses["loss_functionals"]
         if pairs:
             losses["loss_contrast"] = self.contrast(*pairs)
@@ -261,6 +259,19 @@ class HiCMAE(nn.Module):
         if "loss_contrast" in losses:
             losses["loss"] = losses["loss"] + s.contrast_weight * losses["loss_contrast"]
         return losses
+
+    def error_of_functionals(
+        self, inputs: Inputs, deepest: Tensor, mask: Mask, counts: Sequence[Tensor | None]
+    ) -> Tensor:
+        """What the deepest tap's visible tokens (B, K, D) tell of the sound's statistics, over the window and step by
+        step, against what they are; `counts` as in `reconstruction_loss`, of sounds and of steps."""
+        grid = self.settings.grid_audio
+        told = self.functionals(deepest, mask.ids_keep, mask.valid_keep)
+        target = functionals(plain_mel(inputs.audio[:, 0]), inputs.audio_frames, grid[0])
+        sounds = _sounds(inputs.has_audio, inputs.audio_frames)[:, None]
+        seen = steps_seen(mask.ids_keep, mask.valid_keep, grid) & sounds
+        window = reconstruction_loss(told.window[:, None], target.window[:, None], sounds.float(), counts[0])
+        return window + reconstruction_loss(told.steps, target.steps, seen.float(), counts[1])
 
     def features(self, taps: dict[str, list[Tensor]], mask_video: Mask, mask_audio: Mask) -> Tensor:
         """What the contrast is between: (B, 2, K, D) of video and audio, for each tap the mean of its tokens; with

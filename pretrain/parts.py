@@ -55,7 +55,7 @@ def in_parts(
 
 
 def _mean_tokens(model: HiCMAE, parts: list[Batch], masks: list[tuple[Mask, Mask]]) -> Tensor:
-    """`HiCMAE.tokens` (3,) of all parts of all ranks, averaged."""
+    """`HiCMAE.tokens` (4,) of all parts of all ranks, averaged."""
     mine = torch.stack([model.tokens(part, *pair) for part, pair in zip(parts, masks, strict=True)]).mean(0)
     mine = mine.to(device_of_collectives())
     dist.all_reduce(mine)

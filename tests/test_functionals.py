@@ -9,22 +9,25 @@ import torch
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs, log_mel, normalise_mel, plain_mel
 from affekt.pretrain.functionals import (
-    BANDS,
     CEPSTRA,
+    NUM_DESCRIPTORS,
     NUM_FUNCTIONALS,
+    PITCH,
     PROSODY,
     QUANTILES,
     REFERENCE_HZ,
     FunctionalsHead,
+    _scales,
     descriptors,
     functionals,
     statistics_over_time,
+    steps_seen,
 )
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.masks import random_mask, tube_mask
 from affekt.pretrain.registry import create_model, model_settings
 
-LEVEL, FLUX, CENTROID, PITCH, HARMONICITY = CEPSTRA, CEPSTRA + 1, CEPSTRA + 2, CEPSTRA + 3 + BANDS, CEPSTRA + 4 + BANDS
+LEVEL, FLUX, CENTROID, HARMONICITY = CEPSTRA, CEPSTRA + 1, CEPSTRA + 2, PITCH + 1
 
 
 def voices(*hertz: float, seconds: float = 1.0) -> torch.Tensor:
@@ -69,17 +72,17 @@ def test_pitch_level_and_spectrum_are_heard():
     hertz = (90.0, 130.0, 180.0, 250.0, 330.0)
     mel = log_mel(voices(*hertz), window_ms=64)
     frames = torch.full((len(hertz),), mel.shape[1])
-    x, sounding = descriptors(mel, frames)
+    x, sounding, _ = descriptors(mel, frames)
     assert sounding[:, 5:-5].all()
     heard = REFERENCE_HZ * x[:, 10:-10, PITCH].median(1).values.exp()
     semitones = 12 * (heard / torch.tensor(hertz)).log2()
     print(heard)
     assert semitones.abs().max() < 1
     noise = 0.1 * torch.randn(1, 16000, generator=torch.Generator().manual_seed(1))
-    unvoiced, _ = descriptors(log_mel(noise, window_ms=64), frames[:1])
+    unvoiced, *_ = descriptors(log_mel(noise, window_ms=64), frames[:1])
     assert x[:, 10:-10, HARMONICITY].mean(1).min() > 2 * unvoiced[:, 10:-10, HARMONICITY].mean()
     assert unvoiced[0, 10:-10, CENTROID].mean() > x[:, 10:-10, CENTROID].mean() + 0.2
-    louder, _ = descriptors(mel + 2 * math.log(2), frames)  # twice the amplitude
+    louder, *_ = descriptors(mel + 2 * math.log(2), frames)  # twice the amplitude
     torch.testing.assert_close(louder[..., LEVEL] - x[..., LEVEL], torch.full(x.shape[:2], 2 * math.log(2)))
     others = [i for i in range(x.shape[2]) if i != LEVEL and not CEPSTRA + 3 <= i < PITCH]
     torch.testing.assert_close(louder[..., others], x[..., others], rtol=1e-3, atol=1e-3)
@@ -90,12 +93,13 @@ def test_pitch_level_and_spectrum_are_heard():
 def test_padding_and_other_clips_change_nothing():
     mel = log_mel(voices(120, 210), window_ms=64)
     frames = torch.tensor([mel.shape[1], 60])
-    alone = functionals(mel[1:, :60], frames[1:])
+    alone, alone_steps = functionals(mel[1:, :64], frames[1:], 4)
     padded = torch.full((2, 256, 128), 7.0)
     padded[:, : mel.shape[1]] = mel
     padded[1, 60:] = -50.0
-    found = functionals(padded, frames)
-    assert found.shape == (2, NUM_FUNCTIONALS)
+    found, steps = functionals(padded, frames, 16)
+    assert found.shape == (2, NUM_FUNCTIONALS) and steps.shape == (2, 16, 2 * NUM_DESCRIPTORS)
+    torch.testing.assert_close(steps[1:, :4], alone_steps, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[1:, :-1], alone[:, :-1], rtol=1e-4, atol=1e-4)  # the last is the share of sound
 
 
@@ -103,25 +107,55 @@ def test_no_target_is_out_of_bounds():
     mel = torch.randn(5, 64, 128) * 10
     mel[1] = -15.9  # digital silence
     mel[2] = 1e4
-    found = functionals(mel, torch.tensor([64, 64, 64, 0, 1]))
-    assert found.isfinite().all() and found.abs().max() <= 4 * PROSODY
-    speech = functionals(log_mel(voices(100, 140, 200, 300), window_ms=64), torch.full((4,), 98))
-    assert speech.std(0).max() > 0.1
-    half = torch.autocast("cpu", torch.bfloat16)
-    with half:
-        assert torch.equal(functionals(mel, torch.full((5,), 64)), functionals(mel.clone(), torch.full((5,), 64)))
+    for found in functionals(mel, torch.tensor([64, 64, 64, 0, 1]), 4):
+        assert found.isfinite().all() and found.abs().max() <= 4 * PROSODY
+    frames = torch.full((5,), 64)
+    plain = functionals(mel, frames, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(functionals(mel, frames, 4), plain))
+
+
+def test_steps_are_means_of_their_frames():
+    mel = log_mel(voices(120, 210, 300, seconds=0.66), window_ms=64)[:, :64]
+    frames = torch.tensor([64, 64, 40])
+    x, _, voiced = descriptors(mel, frames)
+    steps = functionals(mel, frames, 4).steps
+    scales = _scales(torch.device("cpu"))
+    for clip, step in ((0, 0), (1, 3), (2, 1), (2, 2)):
+        rows = slice(16 * step, min(16 * step + 16, int(frames[clip])))
+        scaled = (x[clip, rows] - scales[0]) / scales[1]
+        expected = scaled.mean(0)
+        spoken = voiced[clip, rows]
+        expected[PITCH] = scaled[spoken, PITCH].mean() if spoken.any() else scaled[0, PITCH]
+        expected = expected.clamp(-4, 4) * scales[3]
+        torch.testing.assert_close(steps[clip, step, :NUM_DESCRIPTORS], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_steps_without_a_visible_token_are_known():
+    ids = torch.tensor([[0, 1, 9], [31, 16, 17]])
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    assert steps_seen(ids, valid, (4, 8)).tolist() == [[True, False, False, False], [False, False, True, True]]
+    assert steps_seen(ids, None, (4, 8)).tolist()[0] == [True, True, False, False]
 
 
 def test_a_head_reads_mean_and_deviation_of_tokens_that_are_there():
-    head = FunctionalsHead(6).double()
+    head = FunctionalsHead(6, (3, 4)).double()
     tokens = torch.randn(3, 5, 6, dtype=torch.float64)
+    ids = torch.tensor([[0, 3, 5, 9, 11], [8, 2, 1, 0, 3], [4, 5, 6, 7, 8]])
     valid = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]).bool()
-    for row, which, mine in zip(tokens, valid, head(tokens, valid)):
+    told = head(tokens, ids, valid)
+    for row, which, places, window, steps in zip(tokens, valid, ids, told.window, told.steps):
         x = row[which]
         pooled = torch.cat((x.mean(0), (x.var(0, unbiased=False) + 1e-5).sqrt()))
-        torch.testing.assert_close(mine, head.linear(pooled))
-    torch.testing.assert_close(head(tokens), head(tokens, torch.ones(3, 5, dtype=torch.bool)))
-    (gradient,) = torch.autograd.grad(head(tokens.requires_grad_(), valid).sum(), tokens)
+        torch.testing.assert_close(window, head.window(pooled))
+        for step in range(3):
+            here = x[places[which] // 4 == step]
+            mean = here.mean(0) if len(here) else torch.zeros(6, dtype=torch.float64)
+            torch.testing.assert_close(steps[step], head.steps(mean))
+    everyone = head(tokens, ids, torch.ones(3, 5, dtype=torch.bool))
+    torch.testing.assert_close(head(tokens, ids).window, everyone.window)
+    told = head(tokens.requires_grad_(), ids, valid)
+    (gradient,) = torch.autograd.grad(told.window.sum() + told.steps.sum(), tokens)
     assert gradient.isfinite().all()
 
 
