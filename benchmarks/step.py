@@ -31,7 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from affekt.data.machine import keep_freed_memory
 from affekt.data.transforms import Inputs
 from affekt.pretrain.engine import choose_matmul_precision
-from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
+from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.masks import Mask, random_mask, tube_mask
 from affekt.pretrain.optim import OptimSettings, clip_gradients, create_optimizer
 from affekt.pretrain.registry import create_model

@@ -28,7 +28,7 @@ from affekt.finetune.training.adapting import Adapting
 from affekt.finetune.training.heads import create_head
 from affekt.finetune.training.settings import HeadSettings
 from affekt.pretrain.export import create_encoder
-from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.seen import SEEN_FILE, stamped
 
 FORMAT, VERSION = "affekt-finetuned", "1.0"

@@ -5,19 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from affekt.data.batch import Batch
+from affekt.data.batch import Batch, Streams
 from affekt.data.decode import Window
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs, Preprocess
 from affekt.pretrain.hicmae import (
     HiCMAE,
-    HiCMAESettings,
-    Streams,
     contrast_means,
     patches_audio,
     patches_video,
     valid_audio_tokens,
 )
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.patches import mean_of_tokens
 
 NOT_EXPORTED = ("decoder_", "functionals")  # what predicts, and is of no use behind the encoders

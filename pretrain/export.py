@@ -23,7 +23,8 @@ from affekt.data.files import check_version
 from affekt.data.media.clip import PrepareSettings
 from affekt.pretrain.checkpoint import find_checkpoint, read_checkpoint
 from affekt.pretrain.encoder import NOT_EXPORTED, Encoder
-from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
+from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.published import PUBLISHED_STRIDE, Published, load_weights, read_published
 from affekt.pretrain.seen import SEEN_FILE, read_seen, stamped
 from affekt.pretrain.settings import PretrainSettings
@@ -139,7 +140,7 @@ def start_from(model: HiCMAE, source: str | Path) -> dict[str, Any]:
             f"{source}: other settings than those of the model to start: {'; '.join(odd)}. "
             f"Set model.name={theirs.name} and these like the file's, or start without it"
         )
-    load_weights(model, weights, str(source), may_lack=("decoder_", "projector_"))
+    load_weights(model, weights, str(source), may_lack=(*NOT_EXPORTED, "projector_"))
     return seen
 
 

@@ -10,7 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from affekt.data.transforms import Inputs
-from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings, patches_audio, patches_video
+from affekt.pretrain.hicmae import HiCMAE, patches_audio, patches_video
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.masks import random_mask, tube_mask
 
 # Dense products on tensor cores in bf16 (fp16 where there is no bf16), and in fp32 without TF32: TFLOP/s of NVIDIA's

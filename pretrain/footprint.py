@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from affekt.data.transforms import Inputs
-from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
+from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.masks import Mask
 
 META = torch.device("meta")

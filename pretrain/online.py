@@ -27,7 +27,8 @@ from affekt.data.split import assert_disjoint, group_fraction, group_of, labelle
 from affekt.data.transforms import Preprocess
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.flops import encoding_flops, training_flops
-from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
+from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.meters import (
     alignment,
     balanced_accuracy,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from affekt.data.errors import CheckpointError, SettingsError
 from affekt.data.media.clip import PrepareSettings
-from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
+from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 
 PUBLISHED_STRIDE = 4
 HEAD_DIM = 64  # in all published sizes; the number of heads is not in a file

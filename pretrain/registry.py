@@ -4,7 +4,8 @@ import fnmatch
 from typing import Any
 
 from affekt.data.errors import SettingsError
-from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
+from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 
 # Widths and heads of tiny, small and base as published (HiCMAE table 2); nano is ours, for a CPU: patches of 16 on
 # 96 px and 8 frames.

@@ -11,7 +11,7 @@ from affekt.data.settings import Settings
 from affekt.pretrain.boards import Wandb
 from affekt.pretrain.engine import Precision
 from affekt.pretrain.guard import GuardSettings
-from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.online import OnlineProbeSettings
 from affekt.pretrain.optim import OptimSettings
 from affekt.pretrain.registry import with_size

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from affekt.pretrain.flops import peak_flops, training_flops
-from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 
 
 class Vitals:

@@ -22,7 +22,7 @@ from affekt.finetune.scored import score_files
 from affekt.finetune.scores import values
 from affekt.finetune.training.settings import FinetuneSettings
 from affekt.pretrain.export import create_encoder, save_encoder
-from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from affekt.finetune.features import check_tokens, extract, stream_of, weights_h
 from affekt.finetune.pooling import check_poolings, pool, segment_shares
 from affekt.finetune.probes.baselines import majority, mel_statistics, pixel_statistics, statistics
 from affekt.pretrain.export import create_encoder
-from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 
 TINY = HiCMAESettings(
     embed_dim=16,

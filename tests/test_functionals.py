@@ -1,13 +1,16 @@
 """Statistics of a stretch of sound: each against its obvious slow version, and as what an encoder learns."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from affekt.data.errors import SettingsError
+from affekt.data.errors import CheckpointError, SettingsError
+from affekt.data.media.clip import PrepareSettings
 from affekt.data.transforms import Inputs, log_mel, normalise_mel, plain_mel
+from affekt.pretrain.export import create_encoder, load_encoder, save_encoder, start_from
 from affekt.pretrain.functionals import (
     CEPSTRA,
     NUM_DESCRIPTORS,
@@ -195,3 +198,27 @@ def test_settings_say_where_they_have_no_effect():
         model_settings("hicmae_nano", mel_window_ms=10)
     plain = HiCMAE(model_settings("hicmae_nano", streams="audio"))
     assert not any(name.startswith("functionals") for name, _ in plain.named_parameters())
+
+
+def test_an_export_keeps_the_window_and_no_head(tmp_path):
+    small = {"streams": "audio", "embed_dim": 48, "depth": 2, "taps": (1, 2), "decoder_embed_dim": 32, "num_heads": 3}
+    settings = model_settings("hicmae_nano", **small, functionals_weight=1, mel_window_ms=64)
+    prepare = PrepareSettings().model_dump(mode="json")
+    seen = {"ids": ["a"], "sources": [], "speakers": [], "licences": [], "data_sets": [], "prepare": prepare}
+    torch.manual_seed(0)
+    encoder = create_encoder(settings, 4, prepare)
+    save_encoder(encoder, tmp_path / "export", {"run": "run", "step": 1}, seen)
+    again = load_encoder(tmp_path / "export")
+    assert again.preprocess.mel_window_ms == 64
+    assert not any("functionals" in name for name in again.state_dict())
+    started = HiCMAE(settings)
+    assert start_from(started, tmp_path / "export")["ids"] == ["a"]
+    theirs, ours = encoder.state_dict(), started.state_dict()
+    assert all(torch.equal(ours[name], x) for name, x in theirs.items()) and "functionals.window.weight" in ours
+    with pytest.raises(CheckpointError, match=r"mel_window_ms is 64\.0, the model's is 25\.0"):
+        start_from(HiCMAE(settings.model_copy(update={"mel_window_ms": 25.0})), tmp_path / "export")
+    about = json.loads((tmp_path / "export" / "preprocess.json").read_text())
+    del about["transforms"]["mel_window_ms"]  # as exports of 25 ms are
+    (tmp_path / "export" / "preprocess.json").write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match="other preprocessing"):
+        load_encoder(tmp_path / "export")

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from affekt.data.transforms import Inputs
 from affekt.finetune.classifier import published_classifier
 from affekt.pretrain.export import start_from
-from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
+from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.masks import Mask
 from affekt.pretrain.objectives import contrastive_loss
 from affekt.pretrain.patches import gather_tokens, patchify_audio, patchify_video, standardise_audio, video_target

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from affekt.data.transforms import Inputs
 from affekt.pretrain.flops import encoding_flops, peak_flops, training_flops
 from affekt.pretrain.footprint import flops_per_clip
-from affekt.pretrain.hicmae import HiCMAE, HiCMAESettings
+from affekt.pretrain.hicmae import HiCMAE
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.masks import random_mask, tube_mask
 from affekt.pretrain.meters import (
     INTERCEPT,

@@ -32,7 +32,7 @@ from affekt.finetune.probes.splits import make_task
 from affekt.finetune.probes.task import Task
 from affekt.finetune.schema import Results
 from affekt.pretrain.export import create_encoder, save_encoder
-from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.seen import stamped
 
 CLASSES = ("high", "low", "middle")

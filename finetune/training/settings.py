@@ -15,7 +15,7 @@ from affekt.finetune.training.distilling import Distilling
 from affekt.finetune.training.varied import Varied
 from affekt.pretrain.engine import Precision
 from affekt.pretrain.guard import GuardSettings
-from affekt.pretrain.hicmae import HiCMAESettings
+from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.optim import Beta
 from affekt.pretrain.registry import with_size
 
