@@ -128,8 +128,7 @@ def descriptors(mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     flux = F.pad(mel.diff(dim=1).abs().mean(2), (1, 0))
     centroid = (power @ torch.linspace(0, 1, bins, device=mel.device)) / total
     bands = F.adaptive_avg_pool1d(mel, BANDS)
-    envelope = F.avg_pool1d(mel, bins // 8 | 1, 1, (bins // 8 | 1) // 2, count_include_pad=False)
-    fit, best = ((mel - envelope) @ combs).max(2)
+    fit, best = (mel @ combs).max(2)
     median = torch.where(sounding, fit, torch.nan).nanmedian(1).values
     voiced = sounding & (fit > median[:, None])
     pitch = pitches[best]
@@ -176,6 +175,10 @@ def _tables(bins: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
             for row, weight in ((below, 1 - share), (below + 1, share)):
                 column = inside.nonzero()[:, 0]
                 combs[row[column], column] += sign * weight[column] / math.sqrt(harmonic)
+    apart = (torch.arange(bins)[:, None] - torch.arange(bins)).abs()
+    near = (apart <= bins // 16).double()
+    envelope = near / near.sum(1, keepdim=True)  # (bins, bins), means of neighbours
+    combs = combs - envelope.T @ combs  # to fit them to the spectrum without its envelope
     pitches = pitches - math.log(REFERENCE_HZ)
     return cosines.float().to(device), combs.float().to(device), pitches.float().to(device)
 
