@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Files that take longest come first, so that no process is left alone with one of them at the end.
 LONG = ("test_faults", "test_launch", "test_watching", "test_health", "test_zero", "test_pretrain", "test_objectives")
+LONG += ("test_demo", "test_finetune", "test_probe", "test_varied_finetune", "test_experiments")
 
 
 def pytest_addoption(parser):

@@ -68,18 +68,19 @@ def test_a_gap_between_speakers_is_none_between_their_groups(monkeypatch):
     """Models that are good with some speakers and bad with others, whatever their sex."""
     seed = random.randrange(2**31)
     print(f"seed {seed}")
-    monkeypatch.setattr(fairness, "SIMULATIONS", 200)
+    monkeypatch.setattr(fairness, "SIMULATIONS", 100)
     rng, who = np.random.default_rng(seed), people(480, each=6)
     number = np.unique(who["speaker"], return_inverse=True)[1]
     passed = {"speakers": 0, "clips": 0}
-    for _ in range(30):
+    for _ in range(24):
         truth = rng.integers(0, 3, 480)
         said = answers(rng, truth, rng.permutation(np.repeat([0.35, 0.95], 6))[number])
         for draws in passed:
             strangers = {"speaker": [f"s{i}" for i in range(480)]} if draws == "clips" else {}  # each clip its own
             passed[draws] += describe_fairness(table(truth, said, **who | strangers), "sex").passes
-    assert passed["speakers"] >= 22  # of 30 with 95 %: fewer in one of 10,000 tries
-    assert passed["clips"] <= 20 < passed["speakers"]
+    print(passed)
+    assert passed["speakers"] >= 18  # of 24 with about 95 %: fewer in one of 5,000 tries
+    assert passed["clips"] <= passed["speakers"] - 4
 
 
 def test_who_answers_for_whom():
