@@ -99,7 +99,7 @@ def normalise_mel(mel: Tensor) -> Tensor:
 
 
 def plain_mel(normalised: Tensor) -> Tensor:
-    """The log-mel of which `normalise_mel` gives this."""
+    """The log-mel, of any shape, of which `normalise_mel` gives this; float32."""
     return normalised.float() * (2 * MEL_STD) + MEL_MEAN
 
 

@@ -162,7 +162,7 @@ def load_encoder(folder: str | Path) -> Encoder:
         raise CheckpointError(f"{folder}: config.json or preprocess.json is incomplete: {error!r}") from error
     encoder = create_encoder(HiCMAESettings.parse(model, str(folder / "config.json")), window.frame_stride, prepare)
     ours = encoder.preprocess.to_dict()
-    if ours != _known(transforms, ours) or encoder.window != window:
+    if ours != _known(transforms, {*ours, "mel_window_ms"}) or encoder.window != window:
         raise CheckpointError(
             f"{folder / 'preprocess.json'}: the weights were trained on other preprocessing than this affekt does "
             f"(file: {preprocess}; here: {encoder.window}, {encoder.preprocess.to_dict()})"

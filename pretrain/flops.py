@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from affekt.data.transforms import Inputs
+from affekt.data.transforms import Inputs, plain_mel
+from affekt.pretrain.functionals import functionals
 from affekt.pretrain.hicmae import HiCMAE, patches_audio, patches_video
 from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.masks import random_mask, tube_mask
@@ -36,8 +37,8 @@ def training_flops(settings: HiCMAESettings) -> float:
     """FLOPs (2 x MAC) of forward and backward per clip with every stream: what the method needs, so that activations
     computed again by checkpointing do not count (Chowdhery et al. 2022, PaLM, appendix B).
 
-    The backward pass multiplies twice for each product, but once for the patch embeddings: nobody asks for the
-    gradient of the pixels.
+    The backward pass multiplies twice for each product, but once for the patch embeddings and never for targets: nobody
+    asks for the gradient of the pixels.
     """
     keys = torch.zeros(1, dtype=torch.int64)
     mask_video = tube_mask(keys, settings.grid_video, settings.mask_ratio_video)
@@ -50,7 +51,11 @@ def training_flops(settings: HiCMAESettings) -> float:
         if settings.streams in ("both", stream):
             weight = getattr(model, f"encoder_{stream}").patch_embed.weight
             embedding += 2 * mask.ids_keep.shape[1] * weight.numel()
-    return 3.0 * forward - embedding
+    targets = 0
+    if settings.functionals_weight and settings.streams != "video":
+        inputs, steps = _blank_inputs(settings), settings.grid_audio[0]
+        targets = _count(lambda: functionals(plain_mel(inputs.audio[:, 0]), inputs.audio_frames, steps))
+    return 3.0 * forward - embedding - 2 * targets
 
 
 def encoding_flops(settings: HiCMAESettings) -> float:

@@ -42,7 +42,7 @@ class StepMemory:
 
 
 def parameters_by_part(settings: HiCMAESettings) -> dict[str, int]:
-    """Numbers of parameters of encoders, fusion, decoders and projection heads."""
+    """Numbers of parameters of encoders, fusion, decoders and heads."""
     return {name: sum(p.numel() for p in part.parameters()) for name, part in _model(settings).named_children()}
 
 

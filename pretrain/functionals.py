@@ -10,6 +10,7 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +25,8 @@ PITCHES, LOWEST_HZ, HIGHEST_HZ, HARMONICS, HARMONICS_BELOW_HZ = 120, 70.0, 500.0
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 # Round figures of where descriptors lie over frames of speech and how far apart, and of the same for each statistic of
-# a descriptor so scaled over windows (RAVDESS and EMO-DB, training rows): every target has about the weight of any
+# a descriptor so scaled over windows (RAVDESS and EMO-DB, training rows; 128 bins, frames of 25 and 64 ms; with fewer
+# bins some lie elsewhere): every target has about the weight of any
 # other, and what a target is depends on no other clip of the batch. But prosody, level, pitch and harmonicity, would be
 # three of 41 descriptors, for the spectrum is told twice; its targets are larger by `PROSODY`.
 PROSODY = 2.5
@@ -80,24 +82,26 @@ def steps_seen(ids: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Tens
     return torch.zeros(len(ids), steps, dtype=torch.long, device=ids.device).scatter_add_(1, ids // per_step, there) > 0
 
 
+@torch.compiler.disable  # its tables are made once, by what no graph can hold
 @torch.no_grad()
 def functionals(mel: Tensor, frames: Tensor, steps: int) -> Told:
     """Log-mel (B, T, bins), not normalised, with `frames` (B,) of sound -> what is to be told of it over the window and
-    in each of so many `steps`. Each number is of about mean 0 and deviation 1 over windows of speech, or `PROSODY` for
-    level, pitch and harmonicity. A window without sound gives finite numbers that mean nothing."""
+    in each of so many `steps`, which divide T. Each number is of about mean 0 and deviation 1 over windows of speech,
+    or `PROSODY` for level, pitch and harmonicity. Where there is nothing to tell, as of the pitch of silence, it is 0.
+    """
     with exact(mel.device):  # half the precision would move the pitch
         x, sounding, voiced = descriptors(mel, frames)
     slopes = F.pad((x[:, 3:-1] - x[:, 1:-3] + 2 * (x[:, 4:] - x[:, :-4])) / 10, (0, 0, 2, 2))  # per frame, over five
     at = torch.arange(x.shape[1], device=x.device)
     within = (at >= 2) & (at < frames[:, None] - 2)
     centre, scale, slope_scale, weight, *of_statistics = _scales(x.device)
-    window, local = [], []
+    window, local, pitch = [], [], slice(PITCH, PITCH + 1)
     for values, real, middle, spread in (
         ((x - centre) / scale, at < frames[:, None], *of_statistics[:2]),
         (slopes / slope_scale, within, *of_statistics[2:]),
     ):
         of_all = statistics_over_time(values, sounding & real)
-        of_all[:, :, [PITCH]] = statistics_over_time(values[:, :, [PITCH]], voiced & real)
+        of_all[:, :, pitch] = statistics_over_time(values[:, :, pitch], voiced & real)
         window.append((of_all - middle[:, None]) / spread[:, None])
         share = torch.ones_like(values) * real[..., None]
         share[:, :, PITCH] *= voiced + 1e-4  # where nothing is voiced, what unvoiced frames hold
@@ -114,7 +118,7 @@ def descriptors(mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     0..1 of the mel axis; bands; log pitch; harmonicity, how far the pitch's harmonics stand out of what is between.
 
     The pitch is the best of `PITCHES` combs over the spectrum after its envelope is taken off. Frames whose best comb
-    fits less well than the median one count as unvoiced and hold the voiced ones' median.
+    fits no better than the median one count as unvoiced and hold the voiced ones' median.
     """
     bins = mel.shape[2]
     real = torch.arange(mel.shape[1], device=mel.device) < frames[:, None]
@@ -141,7 +145,7 @@ def descriptors(mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def statistics_over_time(x: Tensor, counted: Tensor) -> Tensor:
     """(B, T, K) -> (B, 7 + QUANTILES, K) over the frames that are `counted` (B, T): mean, deviation, skewness (within
     5), kurtosis (to 20), slope over the counted part from -1 to 1, quantiles (nearest rank), distance of the quartiles
-    and of the outer quantiles."""
+    and of the outer quantiles. NaN where no frame is counted."""
     weight = counted.to(x)[..., None]
     count = weight.sum(1).clamp(min=1)
     mean = (x * weight).sum(1) / count
@@ -149,38 +153,38 @@ def statistics_over_time(x: Tensor, counted: Tensor) -> Tensor:
     deviation = (centred.square().sum(1) / count + 1e-8).sqrt()
     scaled = centred / deviation[:, None]
     skewness, kurtosis = scaled.pow(3).sum(1) / count, scaled.pow(4).sum(1) / count
-    time = (2 * weight.cumsum(1) / count[:, None] - 1) * weight
+    time = ((2 * weight.cumsum(1) - 1) / count[:, None] - 1) * weight  # middles of the frames
     slope = (centred * time).sum(1) / time.square().sum(1).clamp(min=1e-3)
     ascending = torch.where(counted[..., None], x, torch.inf).sort(1).values
     ranks = [(q * (count[:, 0] - 1)).round().long() for q in QUANTILES]
     quantiles = [ascending.gather(1, rank[:, None, None].expand(-1, 1, x.shape[2]))[:, 0] for rank in ranks]
     widths = [quantiles[3] - quantiles[1], quantiles[4] - quantiles[0]]
-    return torch.stack([mean, deviation, skewness.clamp(-5, 5), kurtosis.clamp(0, 20), slope, *quantiles, *widths], 1)
+    found = [mean, deviation, skewness.clamp(-5, 5), kurtosis.clamp(0, 20), slope, *quantiles, *widths]
+    return torch.where(counted.any(1)[:, None, None], torch.stack(found, 1), torch.nan)
 
 
 @lru_cache(maxsize=8)
 def _tables(bins: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines (bins, CEPSTRA), combs (bins, PITCHES), and the logarithms of the pitches over `REFERENCE_HZ`."""
-    number = torch.arange(1, CEPSTRA + 1, dtype=torch.float64)
-    cosines = (math.pi / bins * number * (torch.arange(bins)[:, None] + 0.5)).cos() * math.sqrt(2 / bins)
-    pitches = torch.linspace(math.log(LOWEST_HZ), math.log(HIGHEST_HZ), PITCHES, dtype=torch.float64)
+    """Cosines (bins, CEPSTRA), combs (bins, PITCHES), and the logarithms of the pitches over `REFERENCE_HZ`. By numpy,
+    which no counter of FLOPs or kernels takes for a part of the step."""
+    cosines = math.sqrt(2 / bins) * np.cos(math.pi / bins * np.outer(np.arange(bins) + 0.5, np.arange(1, CEPSTRA + 1)))
+    pitches = np.linspace(math.log(LOWEST_HZ), math.log(HIGHEST_HZ), PITCHES)
     low, high = (1127 * math.log(1 + hz / 700) for hz in (LOW_HZ, HIGH_HZ))
-    combs = torch.zeros(bins, PITCHES, dtype=torch.float64)
+    combs = np.zeros((bins, PITCHES))
     for harmonic in range(1, HARMONICS + 1):
         for place, sign in ((harmonic, 1.0), (harmonic - 0.5, -1.0)):  # harmonics, and the valleys below them
-            hertz = place * pitches.exp()
-            at = (1127 * (1 + hertz / 700).log() - low) / ((high - low) / (bins + 1)) - 1
-            below, share = at.floor().long(), at - at.floor()
-            inside = (below >= 0) & (below < bins - 1) & (harmonic * pitches.exp() <= HARMONICS_BELOW_HZ)
-            for row, weight in ((below, 1 - share), (below + 1, share)):
-                column = inside.nonzero()[:, 0]
-                combs[row[column], column] += sign * weight[column] / math.sqrt(harmonic)
-    apart = (torch.arange(bins)[:, None] - torch.arange(bins)).abs()
-    near = (apart <= bins // 16).double()
-    envelope = near / near.sum(1, keepdim=True)  # (bins, bins), means of neighbours
-    combs = combs - envelope.T @ combs  # to fit them to the spectrum without its envelope
-    pitches = pitches - math.log(REFERENCE_HZ)
-    return cosines.float().to(device), combs.float().to(device), pitches.float().to(device)
+            at = (1127 * np.log(1 + place * np.exp(pitches) / 700) - low) / ((high - low) / (bins + 1)) - 1
+            below = np.floor(at).astype(int)
+            inside = (below >= 0) & (below < bins - 1) & (harmonic * np.exp(pitches) <= HARMONICS_BELOW_HZ)
+            (column,) = inside.nonzero()
+            share = (at - below)[column]
+            combs[below[column], column] += sign * (1 - share) / math.sqrt(harmonic)
+            combs[below[column] + 1, column] += sign * share / math.sqrt(harmonic)
+    near = (np.abs(np.subtract.outer(np.arange(bins), np.arange(bins))) <= bins // 16).astype(float)
+    envelope = near / near.sum(1, keepdims=True)  # (bins, bins), means of neighbours
+    combs -= envelope.T @ combs  # to fit them to the spectrum without its envelope
+    tables = (cosines, combs, pitches - math.log(REFERENCE_HZ))
+    return tuple(torch.from_numpy(table).float().to(device) for table in tables)
 
 
 @lru_cache(maxsize=8)

@@ -106,9 +106,8 @@ class HiCMAE(nn.Module):
         only_features: bool = False,
     ) -> dict[str, Tensor]:
         """`{"loss", "loss_video", "loss_audio", "loss_contrast", "loss_functionals"}`, scalars, those that the streams
-        and the settings allow. With `whole`
-        the inputs are a part of a batch, and the mean over its parts is the loss of the batch. `only_features` gives
-        `{"features"}`, what the contrast is between, alone."""
+        and the settings allow. With `whole` the inputs are a part of a batch, and the mean over its parts is the loss
+        of the batch. `only_features` gives `{"features"}`, what the contrast is between, alone."""
         s, tokens = self.settings, whole.tokens if whole else (None,) * 4
         if only_features:
             taps, _ = self.encode(inputs, mask_video, mask_audio)

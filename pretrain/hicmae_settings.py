@@ -63,7 +63,9 @@ class HiCMAESettings(Settings):
     )
     projector_dim: NonNegativeInt = Field(0, description="width of projection heads before the contrast; published: 0")
     functionals_weight: float = Field(
-        0.0, ge=0, description="of the error of statistics of the sound, told from visible tokens; published: 0, none"
+        0.0,
+        ge=0,
+        description="of descriptors of the sound told from visible tokens, best at mel_window_ms 64; published: 0",
     )
     positions: Literal["flat", "factorised"] = Field(
         "flat", description="one sinusoid over the flattened index, or one per axis of the grid; published: flat"
@@ -109,6 +111,8 @@ class HiCMAESettings(Settings):
                 raise ValueError(
                     f"contrast_segments {self.contrast_segments}: {name} has {steps} steps, no multiple of it"
                 )
+        if self.functionals_weight and (self.mel_bins < 64 or self.mel_frames < 16):
+            raise ValueError("functionals_weight: pitch and slopes need mel_bins of 64 and mel_frames of 16 at least")
         if self.projector_dim and not self.contrast_weight:
             raise ValueError("projector_dim: with contrast_weight 0 nothing trains projection heads; leave it out")
         maps = {"mask_ratio_video": math.prod(self.grid_video[1:]), "mask_ratio_audio": math.prod(self.grid_audio)}
@@ -122,7 +126,7 @@ class HiCMAESettings(Settings):
         """Settings that were changed and decide nothing, because `streams` leaves out what they are about."""
         idle = {
             "both": [],
-            "video": ["mask_ratio_audio", "functionals_weight", *CONTRAST],
+            "video": ["mask_ratio_audio", "mel_window_ms", "functionals_weight", *CONTRAST],
             "audio": ["mask_ratio_video", "frame_difference", *CONTRAST],
         }
         return [name for name in idle[self.streams] if getattr(self, name) != type(self).model_fields[name].default]

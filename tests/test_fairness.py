@@ -79,7 +79,7 @@ def test_a_gap_between_speakers_is_none_between_their_groups(monkeypatch):
             strangers = {"speaker": [f"s{i}" for i in range(480)]} if draws == "clips" else {}  # each clip its own
             passed[draws] += describe_fairness(table(truth, said, **who | strangers), "sex").passes
     print(passed)
-    assert passed["speakers"] >= 18  # of 24 with about 95 %: fewer in one of 5,000 tries
+    assert passed["speakers"] >= 16  # of 24 with 92 %, for few gaps are possible: fewer in one of 5,000 tries
     assert passed["clips"] <= passed["speakers"] - 4
 
 
@@ -94,7 +94,19 @@ def test_who_answers_for_whom():
         assert people_[drawn[0]] == people_[drawn[1]]  # one donor for a speaker's clips of a stratum
         for clip, donor in enumerate(drawn):
             seen[clip].add(int(donor))
-    assert seen[0] == seen[1] == seen[6] == {0, 1, 2, 6} and seen[3] == seen[7] == {3, 4, 7}
+    assert seen[0] == seen[1] == {0, 1, 2} and seen[3] == {3, 4}  # known people have known donors
+    assert seen[6] == {0, 1, 2, 6} and seen[7] == {3, 4, 7}  # the others, any clip
+    nobody = fairness.Donors(strata, used, np.full(8, ""))
+    assert {int(nobody.draw(rng)[0]) for _ in range(200)} == {0, 1, 2, 6}
+
+
+def test_two_speakers_a_side_are_told_to_say_nothing(monkeypatch):
+    monkeypatch.setattr(fairness, "SIMULATIONS", 100)
+    rng, truth = np.random.default_rng(0), np.arange(240) % 3
+    said = answers(rng, truth, np.where(np.arange(240) % 2, 0.4, 0.98))
+    found = describe_fairness(table(truth, said, **people(240, each=2)), "sex")
+    assert "as few as 2 speakers" in found.note and "that it passes says nothing" in found.note
+    assert "says nothing" not in describe_fairness(table(truth, said, **people(240, each=5)), "sex").note
 
 
 def test_small_groups_are_told_and_not_compared():

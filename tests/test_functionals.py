@@ -47,8 +47,8 @@ def slowly(x: np.ndarray) -> np.ndarray:
     for column in x.T.astype(np.float64):
         mean, deviation = column.mean(), math.sqrt(column.var() + 1e-8)
         z = (column - mean) / deviation
-        time = 2 * np.arange(1, len(column) + 1) / len(column) - 1
-        slope = np.sum((column - mean) * time) / np.sum(time**2)
+        time = (2 * np.arange(len(column)) + 1) / len(column) - 1
+        slope = np.polyfit(time, column, 1)[0] if len(column) > 1 else 0
         ordered = sorted(column)
         quantiles = [ordered[round(q * (len(column) - 1))] for q in QUANTILES]
         widths = [quantiles[3] - quantiles[1], quantiles[4] - quantiles[0]]
@@ -112,6 +112,9 @@ def test_no_target_is_out_of_bounds():
     mel[2] = 1e4
     for found in functionals(mel, torch.tensor([64, 64, 64, 0, 1]), 4):
         assert found.isfinite().all() and found.abs().max() <= 4 * PROSODY
+    window = functionals(mel, torch.tensor([64, 64, 64, 0, 1]), 4).window[:, :-1].view(5, 2, -1, NUM_DESCRIPTORS)
+    assert (window[1, :, :, PITCH] == 0).all()  # nothing voiced, nothing to tell
+    assert (window[4, 1] == 0).all() and (window[3] == 0).all()  # no slope of one frame, nothing of none
     frames = torch.full((5,), 64)
     plain = functionals(mel, frames, 4)
     with torch.autocast("cpu", torch.bfloat16):
@@ -163,8 +166,8 @@ def test_a_head_reads_mean_and_deviation_of_tokens_that_are_there():
 
 
 def test_statistics_can_be_learned_from_visible_patches():
-    """A few steps on twelve voices: pitch and level are told of patches of which half are hidden, and nothing of
-    sounds that are not there counts."""
+    """Twelve voices, each told by its pitch and level from half of its patches, better than any constant could; and
+    nothing of sounds that are not there counts."""
     torch.manual_seed(0)
     small = {"streams": "audio", "embed_dim": 48, "depth": 2, "taps": (1, 2), "decoder_embed_dim": 32}
     model = create_model("hicmae_nano", **small, mel_frames=96, mask_ratio_audio=0.5, functionals_weight=1.0)
@@ -174,8 +177,8 @@ def test_statistics_can_be_learned_from_visible_patches():
     torch.testing.assert_close(plain_mel(normalise_mel(mel)), mel, rtol=1e-4, atol=1e-4)
     there = torch.ones(12, dtype=torch.bool)
     inputs = Inputs(None, normalise_mel(mel)[:, None], ~there, there, torch.full((12,), 96))
-    optimizer, seen = torch.optim.AdamW(model.parameters(), 2e-3), []
-    for step in range(60):
+    optimizer, seen = torch.optim.AdamW(model.parameters(), 3e-3), []
+    for step in range(200):
         keys = torch.arange(12) + 100 * step
         masks = tube_mask(keys, s.grid_video, 0.75), random_mask(keys, math.prod(s.grid_audio), s.mask_ratio_audio)
         losses = model(inputs, *masks)
@@ -184,8 +187,11 @@ def test_statistics_can_be_learned_from_visible_patches():
         losses["loss"].backward()
         optimizer.step()
         seen.append(losses["loss_functionals"].item())
-    print(seen[0], seen[-1])
-    assert np.mean(seen[-5:]) < 0.4 * seen[0]
+    target = functionals(plain_mel(inputs.audio[:, 0]), inputs.audio_frames, s.grid_audio[0])
+    spread = target.steps - target.steps.mean((0, 1))
+    constant = target.window.var(0, unbiased=False).mean() + spread.square().mean()  # the error of a best constant
+    print(seen[0], seen[-1], constant)
+    assert np.mean(seen[-5:]) < 0.6 * constant.item()
     mute = Inputs(None, inputs.audio, ~there, torch.arange(12) < 4, inputs.audio_frames)
     few = Inputs(None, inputs.audio[:4], ~there[:4], there[:4], inputs.audio_frames[:4])
     masks_of_few = tube_mask(keys[:4], s.grid_video, 0.75), random_mask(keys[:4], math.prod(s.grid_audio), 0.5)
@@ -194,6 +200,9 @@ def test_statistics_can_be_learned_from_visible_patches():
 
 def test_settings_say_where_they_have_no_effect():
     assert "functionals_weight" in model_settings("hicmae_nano", streams="video", functionals_weight=1).without_effect
+    assert "mel_window_ms" in model_settings("hicmae_nano", streams="video", mel_window_ms=64).without_effect
+    with pytest.raises(SettingsError, match="mel_bins of 64"):
+        model_settings("hicmae_nano", functionals_weight=1, mel_bins=32)
     with pytest.raises(SettingsError, match="mel_window_ms"):
         model_settings("hicmae_nano", mel_window_ms=10)
     plain = HiCMAE(model_settings("hicmae_nano", streams="audio"))

@@ -18,7 +18,7 @@ import yaml
 from affekt.data.errors import SettingsError
 from affekt.data.shard_writer import ShardWriter
 from affekt.pretrain.checkpoint import read_checkpoint
-from affekt.pretrain.export import export
+from affekt.pretrain.export import export, load_encoder
 from affekt.pretrain.log import TIMINGS
 from affekt.pretrain.mixture import open_corpora
 from affekt.pretrain.settings import PretrainSettings
@@ -276,6 +276,9 @@ assert not engine.step(0.01)[0].isfinite() and model.weight.isfinite().all()
 
 def test_sound_alone(tmp_path, config, tiny_shards, run):
     shards = tiny_shards(16, streams="audio").root
-    run(config, f"data.shards={shards}", "model.streams=audio", "train.steps=3")
-    assert set(metrics(tmp_path / "run")[0]) == {"step", "loss", "loss_audio", "grad_norm", "lr", "epoch"}
+    told = {"step", "loss", "loss_audio", "loss_functionals", "grad_norm", "lr", "epoch"}
+    run(config, f"data.shards={shards}", "model.streams=audio", "model.functionals_weight=1", "train.steps=3")
+    assert set(metrics(tmp_path / "run")[0]) == told
+    encoder = load_encoder(export(tmp_path / "run", tmp_path / "export"))  # which leaves decoder and head behind
+    assert {name.partition(".")[0] for name in encoder.state_dict()} == {"encoder_audio"}
     assert not any("video" in name for name in read_checkpoint(next(tmp_path.glob("run/checkpoints/step-*")))[1])

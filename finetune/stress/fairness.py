@@ -17,7 +17,7 @@ from affekt.finetune.scores import main_score, same_clips, task_of
 SIMULATIONS = 1000
 BINS = 4  # of ratings, where truth is balanced
 AGES = (30, 50)
-FEW_SPEAKERS = 10
+FEW_SPEAKERS, LEAST_SPEAKERS = 10, 4
 ROUNDING = 1e-6  # confusions are counted in float32, and weights have fractions
 SPEAKER_CLIPS = 10  # of one speaker: fewer say little of them (audEERING's ser-tests)
 
@@ -142,6 +142,7 @@ class Donors:
         self.used = np.flatnonzero(used)
         names, self.person = np.unique(people[self.used], return_inverse=True)
         self.unknown = names[self.person] == ""
+        self.first = min(int(names[0] == ""), len(names) - 1)  # those nobody knows are together no speaker
         values, self.stratum = np.unique(strata[self.used], return_inverse=True)
         self.order = np.lexsort((self.person, self.stratum))  # cells of a stratum and a person lie together
         cells = np.bincount(self.stratum * len(names) + self.person, minlength=len(values) * len(names))
@@ -151,7 +152,8 @@ class Donors:
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """For each clip (N,) the one whose answer it gets; those not used keep their own."""
-        donor = rng.integers(self.counts.shape[1], size=self.counts.shape[1])[self.person]
+        people = self.counts.shape[1]
+        donor = rng.integers(self.first, people, size=people)[self.person]
         start, count = self.starts[self.stratum, donor], self.counts[self.stratum, donor]
         any_clip = self.unknown | (count == 0)
         start = np.where(any_clip, self.starts[self.stratum, 0], start)
@@ -208,7 +210,11 @@ def _note(tables, one, by_speaker, groups, found, member, people, skipped) -> st
     else:
         fewest = min(len(set(people[member == group]) - {""}) for group in groups)
         if fewest < FEW_SPEAKERS:
-            told.append(f"A group has as few as {fewest} speakers, of whom a simulation can say little.")
+            less = f"; of fewer than {LEAST_SPEAKERS} hardly any gap stands out, and that it passes says nothing"
+            told.append(
+                f"A group has as few as {fewest} speakers, of whom a simulation can say little"
+                f"{less if fewest < LEAST_SPEAKERS else ''}."
+            )
     if skipped:
         told.append(f"Not compared: {_listed(skipped)}.")
     return " ".join(told)
