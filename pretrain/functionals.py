@@ -26,9 +26,9 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 # Round figures of where descriptors lie over frames of speech and how far apart, and of the same for each statistic of
 # a descriptor so scaled over windows (RAVDESS and EMO-DB, training rows; 128 bins, frames of 25 and 64 ms; with fewer
-# bins some lie elsewhere): every target has about the weight of any
-# other, and what a target is depends on no other clip of the batch. But prosody, level, pitch and harmonicity, would be
-# three of 41 descriptors, for the spectrum is told twice; its targets are larger by `PROSODY`.
+# bins some lie elsewhere): every target has about the weight of any other, and what a target is depends on no other
+# clip of the batch. But prosody, level, pitch and harmonicity, would be three of 41 descriptors, for the spectrum is
+# told twice; its targets are larger by `PROSODY`.
 PROSODY = 2.5
 CEPSTRA_CENTRE = (-10, -8, -1, -6, -4.5, -6, -3, -3, -0.5, -2, -1, -2, 0, -1.5, 0, -1, 1, 0, 1, 0)
 CEPSTRA_SCALE = (16, 10, 7.5, 6, 5.7, 5, 4, 4.4, 4, 3.5, 3.5, 3.5, 3.3, 3.3, 3.3, 3.2, 3.2, 3.2, 3.2, 3)
@@ -87,7 +87,7 @@ def steps_seen(ids: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> Tens
 def functionals(mel: Tensor, frames: Tensor, steps: int) -> Told:
     """Log-mel (B, T, bins), not normalised, with `frames` (B,) of sound -> what is to be told of it over the window and
     in each of so many `steps`, which divide T. Each number is of about mean 0 and deviation 1 over windows of speech,
-    or `PROSODY` for level, pitch and harmonicity. Where there is nothing to tell, as of the pitch of silence, it is 0.
+    or `PROSODY` for level, pitch and harmonicity. A statistic of no frame, as of the pitch of silence, is 0.
     """
     with exact(mel.device):  # half the precision would move the pitch
         x, sounding, voiced = descriptors(mel, frames)
