@@ -17,8 +17,10 @@ SCRIPT = """\
 #SBATCH --signal=TERM@120
 
 set -euo pipefail
-# All machines meet at the first one, on a port that two jobs on it hardly share.
-MASTER="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"
+# All machines meet at the first one, on a port that two jobs on it hardly share. All names are read before the first is
+# taken: `| head` would end scontrol by a broken pipe, and with it the job.
+HOSTS="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+MASTER="${{HOSTS%%$'\n'*}}:$((20000 + SLURM_JOB_ID % 20000))"
 export MASTER
 # One task a machine; `affekt launch` starts torchrun there. The run folder has to be on a disk that all of them share.
 srun --kill-on-bad-exit=1 bash -c '{line}'

@@ -136,7 +136,8 @@ def descriptors(mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     median = torch.where(sounding, fit, torch.nan).nanmedian(1).values
     voiced = sounding & (fit > median[:, None])
     pitch = pitches[best]
-    usual = torch.where(voiced, pitch, torch.nan).nanmedian(1).values.nan_to_num(0.0)
+    usual = torch.where(voiced, pitch, torch.nan).nanmedian(1).values
+    usual = usual.nan_to_num(OTHER_CENTRE[-2])  # of silence: what `functionals` makes 0
     pitch = torch.where(voiced, pitch, usual[:, None])
     single = [x[..., None] for x in (level, flux, centroid, pitch, fit)]
     return torch.cat([mel @ cosines, *single[:3], bands, *single[3:]], 2), sounding, voiced

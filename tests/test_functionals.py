@@ -114,6 +114,8 @@ def test_no_target_is_out_of_bounds():
         assert found.isfinite().all() and found.abs().max() <= 4 * PROSODY
     window = functionals(mel, torch.tensor([64, 64, 64, 0, 1]), 4).window[:, :-1].view(5, 2, -1, NUM_DESCRIPTORS)
     assert (window[1, :, :, PITCH] == 0).all()  # nothing voiced, nothing to tell
+    steps = functionals(mel, torch.tensor([64, 64, 64, 0, 1]), 4).steps.unflatten(2, (2, NUM_DESCRIPTORS))
+    assert (steps[1, ..., PITCH].abs() < 1e-5).all()
     assert (window[4, 1] == 0).all() and (window[3] == 0).all()  # no slope of one frame, nothing of none
     frames = torch.full((5,), 64)
     plain = functionals(mel, frames, 4)

@@ -174,7 +174,7 @@ def test_the_interface_that_leads_to_a_host_is_found():
 
 FAKE = {
     "sbatch": 'SLURM_JOB_ID=7 SLURM_JOB_NODELIST="127.0.0.1,127.0.0.1" SLURM_NNODES=2 exec bash "$1"',
-    "scontrol": "echo 127.0.0.1; echo 127.0.0.1",
+    "scontrol": "echo 127.0.0.1; sleep 0.3; echo 127.0.0.1",  # as long lists come: in more than one piece
     "srun": 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" & pids="$pids $!"; done\n'
     "for pid in $pids; do wait $pid || code=$?; done; exit ${code:-0}",
 }
