@@ -78,7 +78,8 @@ class Outcome:
 
 class Contender(Protocol):
     """Anything that can be evaluated. `name` is that of a file and a row; `kind` and `streams` as in a schema.System;
-    `identity` is what its predictions depend on beside the clips and the seed."""
+    `identity` is what its predictions depend on beside the clips and the seed, `pretraining` the list of what its
+    weights have seen before (`affekt.pretrain.seen`), None for weights that are fresh, or where there are none."""
 
     name: str
     title: str
@@ -88,6 +89,8 @@ class Contender(Protocol):
     transductive: bool
 
     def identity(self) -> dict[str, Any]: ...
+
+    def pretraining(self) -> dict[str, Any] | None: ...
 
     def judge(self, part: Part, seed: int, folder: Path, progress: Report | None = None) -> Outcome:
         """`folder` is for what it keeps to go on after a kill; the same arguments give the same answer."""
@@ -106,6 +109,9 @@ class Majority:
 
     def identity(self) -> dict[str, Any]:
         return {"majority": 1}
+
+    def pretraining(self) -> None:
+        return None
 
     def judge(self, part: Part, seed: int, folder: Path, progress: Report | None = None) -> Outcome:
         def prior(clips: Sequence[int]) -> np.ndarray:
@@ -139,6 +145,9 @@ class Classic:
 
     def identity(self) -> dict[str, Any]:
         return {"classic": 1, "descriptors": needs(self.descriptors), "costs": self.costs}
+
+    def pretraining(self) -> None:
+        return None
 
     def judge(self, part: Part, seed: int, folder: Path, progress: Report | None = None) -> Outcome:
         clips = sorted(part.fold.train + part.fold.dev + part.fold.test)

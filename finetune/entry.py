@@ -20,7 +20,7 @@ from affekt.finetune.predictions import Predictions
 from affekt.finetune.probes.classic import TITLES
 from affekt.finetune.probes.settings import ProbeSettings
 from affekt.finetune.training.loop import finetune
-from affekt.finetune.training.network import streams_of
+from affekt.finetune.training.network import seen_before, streams_of
 from affekt.finetune.training.outcome import corpus_folder, prediction_file
 from affekt.finetune.training.settings import FREE, CorpusSettings, FinetuneSettings
 
@@ -89,6 +89,9 @@ class FineTuning:
     def identity(self) -> dict[str, Any]:
         values = {key: value for key, value in self.settings.model_dump(mode="json").items() if key not in OF_THE_FOLD}
         return {"finetune": values, "weights": self.weights, "learned_from": self.learned_from}
+
+    def pretraining(self) -> dict[str, Any] | None:
+        return seen_before(self.settings)
 
     @cached_property
     def learned_from(self) -> list[str]:

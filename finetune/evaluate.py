@@ -27,7 +27,7 @@ from affekt.finetune.contenders import Contender, Outcome, Part, Selected
 from affekt.finetune.folds import Fixed, Fold
 from affekt.finetune.predictions import Predictions, pooled
 from affekt.finetune.protocols import Protocol, cross_classes, find_protocol
-from affekt.finetune.splits import Selector
+from affekt.finetune.splits import Selector, check_unseen
 
 SETTINGS = "evaluate.yaml"
 Progress = Callable[[str, int, int], None]
@@ -62,13 +62,15 @@ class Plan:
 
 @dataclass
 class Judged:
-    """The predictions of one contender: by seed those of each fold, with the files that hold them."""
+    """The predictions of one contender: by seed those of each fold, with the files that hold them. `overlap` counts
+    what its pre-training shares with the test clips."""
 
     contender: Contender
     tests: list[list[Predictions]]
     devs: list[list[Predictions]]
     files: list[str]
     unread: dict[str, str]
+    overlap: dict[str, Any]
 
 
 def plan_evaluation(settings: EvaluateSettings) -> Plan:
@@ -102,14 +104,15 @@ def run_folds(
     plan: Plan, contenders: Sequence[Contender], settings: EvaluateSettings, progress: Progress | None = None
 ) -> list[Judged]:
     """The predictions of every contender, seed and fold; those that are there already are read. Raises SettingsError
-    for two contenders of one name, and what a contender raises."""
+    for two contenders of one name and for one whose pre-training has seen test clips, and what a contender raises."""
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise SettingsError(f"contenders need different names, found {', '.join(names)}")
+    overlaps = [overlap(plan, contender) for contender in contenders]  # first: a leak is not to be found after hours
     total = sum(len(contender.seeds) for contender in contenders) * len(plan.folds)
     done, results = 0, []
-    for contender in contenders:
-        judged = Judged(contender, [], [], [], {})
+    for contender, shared in zip(contenders, overlaps):
+        judged = Judged(contender, [], [], [], {}, shared)
         for seed in contender.seeds:
             tests, devs = [], []
             for fold in plan.folds:
@@ -126,6 +129,15 @@ def run_folds(
             judged.devs.append(devs)
         results.append(judged)
     return results
+
+
+def overlap(plan: Plan, contender: Contender) -> dict[str, Any]:
+    """What a contender's pre-training shares with the test clips of all folds, see `check_unseen`; {} without any."""
+    seen, test = contender.pretraining(), sorted({p for fold in plan.folds for p in fold.test})
+    if seen is None:
+        return {}
+    how = {"group": plan.rules.group, "transductive": contender.transductive}
+    return check_unseen(plan.index, np.array(test), seen, **how)
 
 
 def run_fold(contender: Contender, part: Part, seed: int, output: Path) -> tuple[Outcome, Path]:

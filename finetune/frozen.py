@@ -15,7 +15,6 @@ from affekt.finetune.probes.probe import check_preparation, device_of
 from affekt.finetune.probes.search import one_thread, search_table
 from affekt.finetune.probes.settings import ProbeSettings, Stream
 from affekt.finetune.probes.task import Task
-from affekt.finetune.splits import check_unseen
 from affekt.pretrain.export import load_encoder, random_encoder
 from affekt.pretrain.seen import read_seen
 
@@ -48,6 +47,9 @@ class Probe:
         allowed = {"transductive": self.transductive} if self.features == "pretrained" else {}
         return {"probe": self.features, "stream": self.stream, "weights": self.weights, **allowed, **menu}
 
+    def pretraining(self) -> dict[str, Any] | None:
+        return read_seen(self.settings.encoder) if self.features == "pretrained" else None
+
     @cached_property
     def weights(self) -> str:
         return weights_hash(load_encoder(self.settings.encoder))
@@ -55,13 +57,6 @@ class Probe:
     def judge(self, part: Part, seed: int, folder: Path, progress: Report | None = None) -> Outcome:
         settings, fold = self.settings, part.fold
         if self.features == "pretrained":
-            check_unseen(
-                part.index,
-                np.array(fold.test),
-                read_seen(settings.encoder),
-                group=part.rules.group,
-                transductive=settings.transductive,
-            )
             encoder = load_encoder(settings.encoder)
         else:
             encoder = random_encoder(settings.encoder, seed)

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,12 @@ def check_unseen(
         "speakers": len(set(pretraining["speakers"])),
         "shared_with_test": {what: len(found) for what, found in shared.items()},
     }
+
+
+def licences(index: ShardIndex, positions: Iterable[int], pretraining: dict[str, Any] | None = None) -> list[str]:
+    """Licences of clips and of those that weights had seen before; they bind whoever passes the results on."""
+    ours = {str(index.samples.row(p)["meta"].get("licence") or "") for p in positions} - {""}
+    return sorted(ours | set((pretraining or {}).get("licences", ())))
 
 
 def _take(

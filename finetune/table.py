@@ -28,6 +28,7 @@ from affekt.finetune.predictions import Predictions
 from affekt.finetune.probes.results import versions
 from affekt.finetune.schema import Difference, Estimate, Results, System
 from affekt.finetune.scores import cluster_of, compare, describe_system, task_of
+from affekt.finetune.splits import licences
 
 KIND = "results of `affekt evaluate`"
 SHOWN = {
@@ -59,7 +60,8 @@ def evaluate(
 
 
 def to_results(plan: Plan, judged: Sequence[Judged], settings: EvaluateSettings) -> Results:
-    """The whole table: a system for each contender, and the first one minus each of the others."""
+    """The whole table: a system for each contender, and the first one minus each of the others. What is said of
+    pre-training is of the first contender that had any."""
     tables = {one.contender.name: [pool_folds(tests, plan.rules) for tests in one.tests] for one in judged}
     first = next(iter(tables.values()))[0]
     how = {"bootstrap": settings.bootstrap, "seed": settings.seed, "cluster": cluster_of(first)}
@@ -80,7 +82,8 @@ def to_results(plan: Plan, judged: Sequence[Judged], settings: EvaluateSettings)
         systems=[describe(one, tables[one.contender.name], settings, how) for one in judged]
         + raters_row(plan, judged[0].contender.streams, first, settings, how),
         differences=differences(list(tables.values()), rules.main_score, how),
-        licences=licences(plan),
+        pretraining=next((one.overlap for one in judged if one.overlap), {}),
+        licences=sorted({*licences(plan.index, plan.positions), *behind_weights(judged)}),
         settings=json.loads(settings.model_dump_json()),
         versions=versions(),
     )
@@ -160,10 +163,9 @@ def describe_protocol(plan: Plan, settings: EvaluateSettings) -> dict[str, Any]:
     }
 
 
-def licences(plan: Plan) -> list[str]:
-    """Licences of the clips; they bind whoever passes the results on."""
-    rows = (plan.index.samples.row(p)["meta"].get("licence") for p in plan.positions)
-    return sorted({str(licence) for licence in rows if licence})
+def behind_weights(judged: Sequence[Judged]) -> set[str]:
+    """Licences of the clips that the contenders' weights had seen before."""
+    return {name for one in judged for name in (one.contender.pretraining() or {}).get("licences", ())}
 
 
 def folds_csv(results: Results) -> str:

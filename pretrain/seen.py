@@ -9,7 +9,7 @@ from affekt.data.files import check_version
 from affekt.data.mixture import Corpus, example, fingerprints
 
 SEEN_FILE = "pretrain_data.json"
-FORMAT, VERSION = "affekt-pretrain-data", "1.0"
+FORMAT, VERSION = "affekt-pretrain-data", "1.1"
 LISTS = ("ids", "sources", "speakers", "licences", "data_sets")
 
 

@@ -41,10 +41,14 @@ class Quick:
     transductive: bool = False
     seconds: float = 0.0
     setting: int = 0
+    seen: dict | None = None
     spoil: dict = field(default_factory=dict)
 
     def identity(self):
         return {"quick": self.setting}
+
+    def pretraining(self):
+        return self.seen
 
     def judge(self, part, seed, folder, progress=None):
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,6 +162,24 @@ def test_what_a_contender_may_not_say(shards, tmp_path, spoil, message):
         run_folds(plan_evaluation(settings), [Peeking()], settings)
     with pytest.raises(SettingsError, match="different names, found quick, quick"):
         run_folds(plan_evaluation(settings), [Quick(), Quick()], settings)
+
+
+def test_what_pre_training_saw_is_compared_before_anything_is_computed_and_told(shards, tmp_path):
+    log, settings = tmp_path / "log", settings_of(shards, tmp_path / "out", folds=["2"])
+    plan = plan_evaluation(settings)
+    [tested] = plan.folds
+    speakers = {side: plan.index.samples.row(getattr(tested, side)[0])["meta"]["speaker"] for side in ("train", "test")}
+    seen = {"ids": ["a", "b"], "sources": [], "speakers": [speakers["train"]], "licences": ["CC BY-NC-SA 4.0"]}
+    judged = run_folds(plan, [Majority(), Quick(seen=seen)], settings)
+    results = to_results(plan, judged, settings)
+    assert results.pretraining["clips"] == 2 and set(results.pretraining["shared_with_test"].values()) == {0}
+    assert "CC BY-NC-SA 4.0" in results.licences
+    leaky = seen | {"speakers": [speakers["test"]]}
+    with pytest.raises(SettingsError, match=f"pre-training has seen test clips: shared 1 speakers .{speakers['test']}"):
+        run_folds(plan, [Quick(log, setting=1), Quick(log, name="leaky", seen=leaky)], settings)
+    assert not log.exists(), "nothing was computed"
+    judged = run_folds(plan, [Quick(name="leaky", seen=leaky, transductive=True)], settings)
+    assert to_results(plan, judged, settings).pretraining["shared_with_test"]["speakers"] == 1
 
 
 def test_a_damaged_file_is_an_error_and_not_made_again_in_silence(shards, tmp_path):

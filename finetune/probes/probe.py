@@ -29,7 +29,7 @@ from affekt.finetune.probes.task import Task
 from affekt.finetune.report.results import write_results_report
 from affekt.finetune.report.rows import results_csv
 from affekt.finetune.schema import Layers, Results
-from affekt.finetune.splits import check_unseen
+from affekt.finetune.splits import check_unseen, licences
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.export import load_encoder, random_encoder
 from affekt.pretrain.seen import read_seen
@@ -184,9 +184,3 @@ def stream_tasks(tables: Tables, task: Task, streams: tuple[str, ...]) -> tuple[
     if not set(tasks) & set(streams):
         raise SettingsError(f"nothing can be probed: {'; '.join(f'{s}: {why}' for s, why in without.items())}")
     return tasks, without
-
-
-def licences(index: ShardIndex, positions: np.ndarray, pretraining: dict[str, Any]) -> list[str]:
-    """Licences of the clips behind the features and the probe; they bind whoever passes the results on."""
-    probed = {str(index.samples[p].meta["licence"]) for p in positions if index.samples[p].meta.get("licence")}
-    return sorted(probed | set(pretraining["licences"]))

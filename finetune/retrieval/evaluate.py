@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from affekt.finetune.retrieval.recall import Found, evaluate
 from affekt.finetune.retrieval.settings import RetrievalSettings
 from affekt.finetune.retrieval.tables import HEAD, NOTE, cells, describe, differences
 from affekt.finetune.schema import Results, Table
-from affekt.finetune.splits import check_unseen
+from affekt.finetune.splits import check_unseen, licences
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.export import load_encoder, random_encoder
 from affekt.pretrain.seen import read_seen
@@ -124,12 +123,6 @@ def save_spaces(folder: Path, kinds: dict[str, dict[str, Found]]) -> None:
     """For `affekt index --space`: what was chosen, or the space of the contrast where nothing was."""
     for task, found in kinds.get("chosen", kinds["contrast"]).items():
         found.space.save(folder / f"space-{task}.safetensors")
-
-
-def licences(index: ShardIndex, positions: list[int], pretraining: dict[str, Any]) -> list[str]:
-    """Licences of the clips that were searched and of those behind the weights."""
-    ours = {str(index.samples.row(p)["meta"].get("licence") or "") for p in positions} - {""}
-    return sorted(ours | set(pretraining["licences"]))
 
 
 def _group(index: ShardIndex, position: int, field: str) -> str:

@@ -26,7 +26,7 @@ from affekt.finetune.report.results import write_results_report
 from affekt.finetune.report.rows import results_csv
 from affekt.finetune.schema import Conflict, Results, System
 from affekt.finetune.scores import describe_system, main_score, task_of
-from affekt.finetune.splits import check_unseen
+from affekt.finetune.splits import check_unseen, licences
 from affekt.finetune.stress.across import across_corpora
 from affekt.finetune.stress.conflict import describe_conflict, said_by_raters, swapped_conflict
 from affekt.finetune.stress.fairness import describe_fairness
@@ -137,7 +137,7 @@ def stress(
         conflict=disputed,
         tables=[across_corpora({Path(settings.data.shards).name: clean, **others}, damage.bootstrap)] if others else [],
         pretraining=clips.seen,
-        licences=sorted({str(m["licence"]) for m in _metas(clips) if m.get("licence")}),
+        licences=licences(clips.index, clips.positions, seen),
         settings=settings.model_dump(mode="json"),
         versions=versions(),
         seconds={"all": time.monotonic() - began},

@@ -56,7 +56,9 @@ def finetune(settings: FinetuneSettings, progress: Progress | None = None) -> Re
                     finetune_seed(run, seed)
                 if rank == 0:
                     remove_checkpoints(run, seed)
-            results = together(lambda: write_results(settings, run.clips, run.seen_by_test) if rank == 0 else None)
+            results = together(
+                lambda: write_results(settings, run.clips, run.seen, run.seen_by_test) if rank == 0 else None
+            )
             if lock:
                 lock.close()
     return results or Results.read(out / "results.json")

@@ -1,6 +1,5 @@
 """From predictions on the disk to `results.json`, `results.csv` and `report.html`: all seeds are one system."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,17 @@ from affekt.finetune.report.results import write_results_report
 from affekt.finetune.report.rows import results_csv
 from affekt.finetune.schema import Results
 from affekt.finetune.scores import cluster_of, describe_system, main_score, values
-from affekt.finetune.splits import describe_side
+from affekt.finetune.splits import describe_side, licences
 from affekt.finetune.training.choice import name_of_choice
 from affekt.finetune.training.clips import Clips, Part
 from affekt.finetune.training.settings import FinetuneSettings
 
 
-def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[str, Any]) -> Results:
-    """Score the test predictions of every judged corpus and write its results; those of the first are returned."""
+def write_results(
+    settings: FinetuneSettings, clips: Clips, seen: dict[str, Any] | None, seen_by_test: dict[str, Any]
+) -> Results:
+    """Score the test predictions of every judged corpus and write its results; those of the first are returned. `seen`
+    is what pre-training saw, `seen_by_test` what each corpus shares with that."""
     found = []
     for part in (part for part in clips.parts if part.judged):
         folder = corpus_folder(settings, part)
@@ -53,7 +55,7 @@ def write_results(settings: FinetuneSettings, clips: Clips, seen_by_test: dict[s
             },
             systems=[system],
             pretraining=seen_by_test.get(part.name, {}),
-            licences=licences(part),
+            licences=licences(part.index, part.train + part.dev + part.test, seen),
             settings=settings.model_dump(mode="json"),
             versions=versions(),
         )
@@ -72,11 +74,6 @@ def sides(part: Part, refit: bool) -> dict[str, list[int]]:
 def scores_of(dev: Predictions) -> dict[str, float | int]:
     """Those of the development clips, where the epoch was chosen: better than they would be elsewhere."""
     return {"seed": dev.about["seed"], "epoch": dev.about["epoch"], **values(dev)}
-
-
-def licences(part: Part) -> list[str]:
-    rows = map(part.index.samples.row, part.train + part.dev + part.test)
-    return sorted(Counter(str(row["meta"]["licence"]) for row in rows if row["meta"].get("licence")))
 
 
 def corpus_label(settings: FinetuneSettings, part: Part) -> str:
