@@ -4,7 +4,8 @@
 it on RAVDESS and EMO-DB together, beside the same network from scratch with as much compute as pre-training and
 fine-tuning took, random encoders with the same menu, plain statistics, and openSMILE's features where the package is
 there. `grid` pre-trains on lips and sound, finds one for the other and tells colour words. `folds` leaves four RAVDESS
-actors out at a time, with an encoder that heard none of them.
+actors out at a time, with an encoder that heard none of them. `planted` makes synthetic people, learns what was planted
+in their voices and faces, and from answers to each alone how often the two disagree.
 
 Each step is a command on a shipped experiment file, printed as it runs; what is finished is kept, and the same call
 goes on from there. Recipes were found on development speakers (benchmarks/README.md); test clips are scored once a row.
@@ -21,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from affekt.finetune.schema import Estimate, Results, System
+from benchmarks import conflict
 from benchmarks.report import print_figures
 
-PARTS = ("speech", "grid", "folds")
+PARTS = ("speech", "grid", "folds", "planted")
 LIPS = ("--face", "affekt.data.media.face:mouth", "--size", "64")
 SHARDS = {
     "ravdess_audio": ("--where", "data_set=RAVDESS", "--where", "has_video=0"),
@@ -33,6 +35,11 @@ SHARDS = {
 }
 CORPORA = {"ravdess_audio": "RAVDESS, actors 17-20", "emodb": "EMO-DB, speakers 13, 14"}
 SMILE = ("egemaps", "compare")
+SYNTHETIC = {
+    "synth": ("--clips", "2400", "--speakers", "60", "--seed", "7"),
+    "synth_conflict": ("--clips", "1200", "--speakers", "30", "--seed", "11", "--conflict", "0.3"),
+}
+STREAMS = {"both": "both", "audio": "voice", "video": "face"}
 TWIN = {"pretrained": "", "random": "random_", "statistics": "stats_"}
 
 
@@ -54,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: list[Row] = []
     for part in arguments.only:
-        rows += {"speech": speech, "grid": grid, "folds": folds}[part](arguments.data)
+        rows += {"speech": speech, "grid": grid, "folds": folds, "planted": planted}[part](arguments.data)
     table = Table(title="Real clips, in percent [95 %] (each seed)")
     for name in ("On", "Who", "Score"):
         table.add_column(name, justify="right" if name == "Score" else "left")
@@ -69,7 +76,7 @@ def main() -> None:
 def speech(data: Path) -> list[Row]:
     for corpus in ("ravdess_audio", "emodb", "grid"):
         prepare(data, corpus)
-    pretrain("speech_audio")
+    pretrain("speech_audio", procs=2)
     for config in ("speech_finetune", "speech_scratch"):
         affekt("finetune", config)
     rows = []
@@ -126,7 +133,7 @@ def grid(data: Path) -> list[Row]:
 def folds(data: Path) -> list[Row]:
     for corpus in ("ravdess_audio", "emodb", "grid"):
         prepare(data, corpus)
-    pretrain("speech_audio_other")
+    pretrain("speech_audio_other", procs=2)
     results = evaluate("ravdess20", "ravdess_audio_finetune", ["mel", *(SMILE if find_spec("opensmile") else ())])
     what = "RAVDESS, four actors left out of 20"
     return [
@@ -135,12 +142,34 @@ def folds(data: Path) -> list[Row]:
     ]
 
 
+def planted(data: Path) -> list[Row]:
+    for corpus, how in SYNTHETIC.items():
+        affekt("synth", f"runs/{corpus}_corpus", *how, unless=f"shards/{corpus}/index.safetensors")
+        affekt("prepare", f"runs/{corpus}_corpus/manifest.csv", f"shards/{corpus}", "--size", "112")
+    pretrain("synth", procs=2)
+    affekt("probe", "synth_probe", unless="runs/synth/probe/results.json")
+    rows, told = [], Results.read("runs/synth/probe/results.json")
+    for system in told.systems:
+        features, _, stream = system.name.partition("_")
+        if features in TWIN and stream in STREAMS:
+            figure = f"{TWIN[features]}planted_{STREAMS[stream]}_probe_uar"
+            rows.append(Row("Planted", system.title, figure, system.scores["uar"], seeds_of(system)))
+    for stream, name in STREAMS.items():
+        affekt("finetune", "synth_finetune", f"streams={stream}", f"out=runs/synth_{name}")
+        tuned = Results.read(f"runs/synth_{name}/results.json")
+        rows.append(row("Planted", f"fine-tuned, {name}", f"planted_{name}_finetune_uar", tuned, 0))
+    models = (f"--{name}=runs/synth_{name}/seed-0/model" for name in ("voice", "face"))
+    conflict.main(["shards/synth_conflict", *models])
+    return rows
+
+
 def prepare(data: Path, corpus: str) -> None:
     affekt("prepare", str(data / "manifest.csv"), f"shards/{corpus}", *SHARDS[corpus])
 
 
-def pretrain(config: str) -> None:
-    affekt("pretrain", config, "--resume", "auto", unless=f"runs/{config}/export/config.json")
+def pretrain(config: str, procs: int = 1) -> None:
+    start = ("launch", "--procs", str(procs)) if procs > 1 else ("pretrain",)
+    affekt(*start, config, "--resume", "auto", unless=f"runs/{config}/export/config.json")
     affekt("export", f"runs/{config}", f"runs/{config}/export", unless=f"runs/{config}/export/config.json")
 
 
