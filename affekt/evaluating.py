@@ -12,6 +12,7 @@ from affekt.arguments import AsJson, conditions, find_experiment
 from affekt.data.errors import SettingsError
 from affekt.progress import progress
 
+MAJORITY = "majority"
 LAST = "the folds that are done are kept; the same command goes on from there"
 
 
@@ -35,7 +36,7 @@ def evaluate(
     folds: Annotated[str | None, typer.Option(help="Run these alone, as 1,2; default: all.")] = None,
     baselines: Annotated[
         str, typer.Option(help="Of majority, mel, pixels, egemaps, compare (the last two need `opensmile`).")
-    ] = "majority",
+    ] = MAJORITY,
     selected: Annotated[
         str, typer.Option(help="dev: all is chosen on development clips; test: on the test clips, as often published.")
     ] = "dev",
@@ -53,8 +54,15 @@ def evaluate(
     if predictions:
         from affekt.finetune.scored import score_files
 
+        given = {"--protocol": protocol, "--shards": shards, "--include": include, "--folds": folds}
+        given |= {"--baselines": baselines != MAJORITY, "--selected": selected != "dev"}
+        unused = [option for option, value in given.items() if value]
+        if unused:
+            raise SettingsError(f"{unused[0]}: without effect beside --predictions, which scores all there is")
         results = score_files(words or [], out, bootstrap=bootstrap, main=main_score)
     else:
+        if main_score:
+            raise SettingsError("--main-score: without effect without --predictions; a protocol has its own")
         results, out = _run(words or [], protocol, out, shards, include, folds, baselines, selected, bootstrap, as_json)
     if as_json:
         print(json.dumps(results.model_dump(mode="json"), ensure_ascii=False))
@@ -80,7 +88,7 @@ def _run(words, protocol, out, shards, include, folds, baselines, selected, boot
         raise SettingsError("--protocol: say by which; `affekt evaluate --list` names them")
     configs = [str(find_experiment(word)) for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
-    names = [name for name in baselines.split(",") if name]
+    names = [name.strip() for name in baselines.split(",") if name.strip()]
     apart = "-test-selected" if selected == "test" else ""
     out = out or Path("runs") / f"evaluate-{protocol.replace(':', '-')}{apart}"
     contenders, found = enter(configs, overrides, names, out / "cache")
@@ -94,7 +102,7 @@ def _run(words, protocol, out, shards, include, folds, baselines, selected, boot
                 "output": out,
                 "include": conditions(include or [], "--include"),
             },
-            **{"folds": [name for name in (folds or "").split(",") if name], "selected": selected},
+            **{"folds": [name.strip() for name in (folds or "").split(",") if name.strip()], "selected": selected},
             "bootstrap": bootstrap,
         },
         "evaluate",

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from affekt.arguments import AsJson
-from affekt.data.errors import AffektError, DataError
+from affekt.data.errors import AffektError, DataError, SettingsError
+from affekt.data.files import write_text
 
 
 def predict(
@@ -25,6 +26,8 @@ def predict(
 
     Expressions are not feelings; see the model's README.md for what it learned from.
     """
+    if out:
+        check_place(out, files)
     from affekt.predictor import Predictor
 
     predictor = Predictor(model, device)
@@ -38,11 +41,23 @@ def predict(
     wants_json = as_json or (out is not None and out.suffix == ".json")
     text = json.dumps(found, ensure_ascii=False) + "\n" if wants_json else as_csv(found)
     if out:
-        out.write_text(text, encoding="utf-8")
+        write_text(out, text)
     else:
         print(text, end="")
     if failed:
-        raise DataError(f"{len(failed)} of {len(files)} files could not be judged; the others are answered")
+        rest = "; the others are answered" if found else ""
+        raise DataError(f"{len(failed)} of {len(files)} files could not be judged{rest}")
+
+
+def check_place(out: Path, files: list[Path]) -> None:
+    """Raises SettingsError before anything is judged for an `out` that is one of the files, of another kind, or in no
+    folder."""
+    if out.suffix not in (".csv", ".json"):
+        raise SettingsError(f"--out {out}: .csv and .json are written; found {out.suffix or 'no suffix'}")
+    if out.resolve() in {path.resolve() for path in files}:
+        raise SettingsError(f"--out {out}: is one of the files to judge, which it would replace")
+    if not out.parent.is_dir():
+        raise SettingsError(f"--out {out}: there is no folder {out.parent}")
 
 
 def as_csv(found: list[dict[str, Any]]) -> str:

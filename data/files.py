@@ -1,6 +1,7 @@
 """Files that are there in full or not at all, and the versions of the formats they are in."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,16 +59,28 @@ MARKS = {
     "metrics.jsonl": "a run of `affekt pretrain`",
     "config.json": "an export",
     "evaluate.yaml": "results of `affekt evaluate`",
-    "results.json": "results of `affekt probe`",
     "retrieval.json": "an index of `affekt index`",
 }
 
 
 def refuse_other_kind(folder: Path, own: str) -> None:
-    """SettingsError where `folder` holds what another command wrote; `own` is a value of MARKS."""
-    for mark, kind in MARKS.items():
+    """SettingsError where `folder` holds what another command wrote; `own` is a value of MARKS, or results of one."""
+    for mark, kind in [*MARKS.items(), *results_in(folder).items()]:
         if kind != own and (folder / mark).exists():
             raise SettingsError(f"{folder}: holds {kind} ({mark}); choose another folder")
+
+
+def results_in(folder: Path) -> dict[str, str]:
+    """`{"results.json": whose they are}`; nothing where there are none, or they are of a version that does not tell."""
+    try:
+        values = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        if values["format"] == "affekt-results" and not values.get("command"):
+            return {}
+        return {"results.json": f"results of `affekt {values['command']}`"}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {"results.json": "a file of unknown origin"}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -79,7 +79,8 @@ class Outcome:
 class Contender(Protocol):
     """Anything that can be evaluated. `name` is that of a file and a row; `kind` and `streams` as in a schema.System;
     `identity` is what its predictions depend on beside the clips and the seed, `pretraining` the list of what its
-    weights have seen before (`affekt.pretrain.seen`), None for weights that are fresh, or where there are none."""
+    weights have seen before (`affekt.pretrain.seen`), None for weights that are fresh, or where there are none. `check`
+    raises SettingsError for settings that speak of other classes than the protocol, which would have no effect."""
 
     name: str
     title: str
@@ -92,12 +93,24 @@ class Contender(Protocol):
 
     def pretraining(self) -> dict[str, Any] | None: ...
 
+    def check(self, rules: Rules, index: ShardIndex) -> None: ...
+
     def judge(self, part: Part, seed: int, folder: Path, progress: Report | None = None) -> Outcome:
         """`folder` is for what it keeps to go on after a kill; the same arguments give the same answer."""
 
 
+class Simple:
+    """A contender without weights, and without settings that a protocol could contradict."""
+
+    def pretraining(self) -> None:
+        return None
+
+    def check(self, rules: Rules, index: ShardIndex) -> None:
+        return None
+
+
 @dataclass(frozen=True)
-class Majority:
+class Majority(Simple):
     """What the training labels alone say: the logarithm of each class's share, or the mean of the ratings."""
 
     streams: Literal["audio", "video", "both"] = "both"
@@ -109,9 +122,6 @@ class Majority:
 
     def identity(self) -> dict[str, Any]:
         return {"majority": 1}
-
-    def pretraining(self) -> None:
-        return None
 
     def judge(self, part: Part, seed: int, folder: Path, progress: Report | None = None) -> Outcome:
         def prior(clips: Sequence[int]) -> np.ndarray:
@@ -128,7 +138,7 @@ class Majority:
 
 
 @dataclass
-class Classic:
+class Classic(Simple):
     """Fixed descriptors and a linear model, see `affekt.finetune.probes.classic`."""
 
     descriptors: str
@@ -145,9 +155,6 @@ class Classic:
 
     def identity(self) -> dict[str, Any]:
         return {"classic": 1, "descriptors": needs(self.descriptors), "costs": self.costs}
-
-    def pretraining(self) -> None:
-        return None
 
     def judge(self, part: Part, seed: int, folder: Path, progress: Report | None = None) -> Outcome:
         clips = sorted(part.fold.train + part.fold.dev + part.fold.test)

@@ -19,6 +19,7 @@ from affekt.finetune.frozen import Probe
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.probes.classic import TITLES
 from affekt.finetune.probes.settings import ProbeSettings
+from affekt.finetune.protocols import Protocol
 from affekt.finetune.training.loop import finetune
 from affekt.finetune.training.network import seen_before, streams_of
 from affekt.finetune.training.outcome import corpus_folder, prediction_file
@@ -26,6 +27,13 @@ from affekt.finetune.training.settings import FREE, CorpusSettings, FinetuneSett
 
 NOT_JUDGED = "lacks every stream that the model knows"
 FEWEST = 100  # resamples that the settings allow
+PARTS = "the protocol says which clips are for what"
+INSTEAD = {
+    **dict.fromkeys(("out", "output"), "use --out"),
+    "bootstrap": "use --bootstrap",
+    "train.choose_on": "use --selected",
+    **dict.fromkeys(("test", "dev", "data.test", "data.dev", "data.train", "group", "data.group"), PARTS),
+}
 # What a fold states for itself, and what no prediction depends on.
 OF_THE_FOLD = {"out", "title", "seeds", "bootstrap", *(key for key in FREE if "." not in key)}
 
@@ -36,8 +44,12 @@ def enter(
     """The contenders of some experiment files and baselines, and the shards of the first file that names some.
 
     `overrides`, as `train.epochs=2`, hold for every file. Raises SettingsError for a file that is none of
-    `affekt finetune` or `affekt probe`, and for an unknown baseline.
+    `affekt finetune` or `affekt probe`, for an unknown baseline, and for a setting that an evaluation overrides.
     """
+    for key in (word.partition("=")[0] for word in overrides):
+        option = next((option for name, option in INSTEAD.items() if key == name or key.startswith(f"{name}.")), None)
+        if option:
+            raise SettingsError(f"{key}: without effect on an evaluation; {option}")
     contenders: list[Contender] = []
     shards: list[str] = []
     for config in configs:
@@ -93,6 +105,9 @@ class FineTuning:
     def pretraining(self) -> dict[str, Any] | None:
         return seen_before(self.settings)
 
+    def check(self, rules: Protocol, index: ShardIndex) -> None:
+        check_labels(self.settings.data.parts[judged_corpus(self.settings, index)].labels, rules, self.name)
+
     @cached_property
     def learned_from(self) -> list[str]:
         """Fingerprints of the corpora of a mixture, whose clips may change under the same path."""
@@ -125,13 +140,7 @@ def fold_settings(settings: FinetuneSettings, part: Part, seed: int, folder: Pat
     """The experiment on the clips of one fold, in a folder of its own, with the protocol's classes."""
     rules, row = part.rules, part.index.samples.row
     fold = {side: {"id": [row(p)["id"] for p in getattr(part.fold, side)]} for side in ("train", "dev", "test")}
-    corpora = list(settings.data.parts)
-    own = [
-        i for i, corpus in enumerate(corpora) if Path(corpus.shards).resolve() == Path(str(part.index.root)).resolve()
-    ]
-    if len(corpora) > 1 and len(own) != 1:
-        raise SettingsError(f"data.mixture: one of its corpora must be {part.index.root}, the one that is judged")
-    at = own[0] if own else 0
+    corpora, at = list(settings.data.parts), judged_corpus(settings, part.index)
     labels = fold_labels(corpora[at].labels, part)
     mine = {"shards": str(part.index.root), "labels": labels, "group": rules.group, **fold}
     values = settings.model_dump()
@@ -144,6 +153,34 @@ def fold_settings(settings: FinetuneSettings, part: Part, seed: int, folder: Pat
     values["train"]["choose_on"] = part.selected
     mine = {"out": str(folder), "seeds": (seed,), "bootstrap": FEWEST}  # the fold's own intervals are shown nowhere
     return FinetuneSettings.parse({**values, **mine}, "evaluate")
+
+
+def judged_corpus(settings: FinetuneSettings, index: ShardIndex) -> int:
+    """Which of the experiment's corpora is the one whose folds are judged. Raises SettingsError where none of several
+    is."""
+    corpora = [Path(corpus.shards).resolve() for corpus in settings.data.parts]
+    if len(corpora) == 1:
+        return 0
+    if corpora.count(Path(str(index.root)).resolve()) != 1:
+        raise SettingsError(f"data.mixture: one of its corpora must be {index.root}, the one that is judged")
+    return corpora.index(Path(str(index.root)).resolve())
+
+
+def check_labels(labels: LabelSettings, rules: Protocol, name: str) -> None:
+    """Raises SettingsError where an experiment names classes otherwise than the protocol by which it is evaluated."""
+    if rules.dimensions:
+        return
+    if labels.rule == "label" and "field" in labels.model_fields_set and labels.field != rules.label:
+        raise SettingsError(f"{name}, labels.field: {labels.field}; but {rules.name} judges {rules.label}")
+    stated = {rules.class_of(word) for word in labels.classes}
+    if stated and stated != set(rules.classes):
+        raise SettingsError(
+            f"{name}, labels.classes: {', '.join(labels.classes)}; but {rules.name} judges {', '.join(rules.classes)}"
+        )
+    for word, other in labels.map.items():
+        if rules.class_of(word) != rules.class_of(other):
+            counts = rules.class_of(word) or "none of its classes"
+            raise SettingsError(f"{name}, labels.map: {word} is {other}; but for {rules.name} it is {counts}")
 
 
 def fold_labels(labels: LabelSettings, part: Part) -> dict[str, Any]:

@@ -94,10 +94,24 @@ def plan_evaluation(settings: EvaluateSettings) -> Plan:
     if isinstance(rules.split, Fixed):
         used = sum(len(part) for part in (every[0].train, every[0].dev, every[0].test))
         left_out |= {"in no part of the split": len(positions) - used} if used < len(positions) else {}
-    notes = rules.notes(every)
+    notes = [*rules.notes(every), *unlearned(index, rules, folds)]
     if len(folds) < len(every):
         notes.append(f"only {len(folds)} of {len(every)} folds; totals are over their clips alone")
     return Plan(index, rules, classes, positions, folds, left_out, notes)
+
+
+def unlearned(index: ShardIndex, rules: Protocol, folds: Sequence[Fold]) -> list[str]:
+    """A note for each fold whose test clips have classes that no other clip of it has."""
+    notes = []
+    for fold in folds if not rules.dimensions else ():
+        clips = [*fold.train, *fold.dev, *fold.test]
+        words = {p: rules.class_of(index.samples.row(p)["meta"][rules.label]) for p in clips}
+        learned = {words[p] for p in [*fold.train, *fold.dev]}
+        unknown = {words[p]: index.samples.row(p)["id"] for p in fold.test if words[p] not in learned}
+        if unknown:
+            names = ", ".join(f"{name} (as {clip})" for name, clip in sorted(unknown.items()))
+            notes.append(f"fold {fold.name}: nothing can learn what no training clip has: {names}")
+    return notes
 
 
 def run_folds(
@@ -108,6 +122,8 @@ def run_folds(
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise SettingsError(f"contenders need different names, found {', '.join(names)}")
+    for contender in contenders:
+        contender.check(plan.rules, plan.index)
     overlaps = [overlap(plan, contender) for contender in contenders]  # first: a leak is not to be found after hours
     total = sum(len(contender.seeds) for contender in contenders) * len(plan.folds)
     done, results = 0, []
@@ -151,7 +167,10 @@ def run_fold(contender: Contender, part: Part, seed: int, output: Path) -> tuple
     if kept is None:
         with locked(folder, stem):
             work = work_folder(output / "work" / f"{part.selected}-selected" / contender.name, stem, digest)
-            outcome = contender.judge(part, seed, work)
+            try:
+                outcome = contender.judge(part, seed, work)
+            except SettingsError as error:
+                raise SettingsError(f"{contender.name}, fold {part.fold.name}: {error}") from error
             _check(outcome, part, contender)
             about = {"name": contender.name, "seed": seed, "fold": part.fold.name, "selected": part.selected}
             about |= {"streams": contender.streams, "has_dev": outcome.dev is not None, "digest": digest}

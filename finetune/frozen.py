@@ -9,12 +9,14 @@ from typing import Any, Literal
 import numpy as np
 
 from affekt.data.errors import SettingsError
+from affekt.data.shards import ShardIndex
 from affekt.finetune.contenders import Outcome, Part, Report
 from affekt.finetune.features import extract, weights_hash
 from affekt.finetune.probes.probe import check_preparation, device_of
 from affekt.finetune.probes.search import one_thread, search_table
 from affekt.finetune.probes.settings import ProbeSettings, Stream
 from affekt.finetune.probes.task import Task
+from affekt.finetune.protocols import Protocol
 from affekt.pretrain.export import load_encoder, random_encoder
 from affekt.pretrain.seen import read_seen
 
@@ -49,6 +51,14 @@ class Probe:
 
     def pretraining(self) -> dict[str, Any] | None:
         return read_seen(self.settings.encoder) if self.features == "pretrained" else None
+
+    def check(self, rules: Protocol, index: ShardIndex) -> None:
+        stated, label = self.settings.dimensions, self.settings.label
+        if stated and set(stated) != set(rules.dimensions):
+            judged = ", ".join(rules.dimensions) or f"classes of {rules.label}"
+            raise SettingsError(f"{self.name}, dimensions: {', '.join(stated)}; but {rules.name} judges {judged}")
+        if not rules.dimensions and label != rules.label:
+            raise SettingsError(f"{self.name}, label: {label}; but {rules.name} judges {rules.label}")
 
     @cached_property
     def weights(self) -> str:

@@ -17,6 +17,7 @@ from affekt.data.errors import DataError, SettingsError
 from affekt.finetune.contenders import META
 from affekt.finetune.predictions import Kind, Predictions
 
+LARGEST = 1e30  # of any number: its square is still finite
 SMALLEST = 1e-12  # of a probability, so that its logarithm is finite
 LOGITS = {"logit_": "single", "p_": "single", "multi_": "multi"}
 
@@ -29,14 +30,23 @@ def read_table(path: str | Path) -> Predictions:
         return Predictions.read(path)
     rows = _rows(path)
     head = list(rows[0])
-    prefix = next((prefix for prefix in LOGITS if any(name.startswith(prefix) for name in head)), None)
+    prefixes = [prefix for prefix in LOGITS if any(name.startswith(prefix) for name in head)]
+    if len(prefixes) > 1:
+        raise DataError(f"{path}: has columns {' and '.join(f'{p}CLASS' for p in prefixes)}; keep those of one kind")
+    prefix = next(iter(prefixes), None)
     classes = [name.removeprefix(prefix) for name in head if prefix and name.startswith(prefix)]
     dimensions = [name.removeprefix("value_") for name in head if name.startswith("value_")]
     if not classes and not dimensions:
         raise DataError(f"{path}: no column p_CLASS, logit_CLASS, multi_CLASS or value_NAME; found {', '.join(head)}")
+    if len(classes) == 1:
+        raise DataError(f"{path}: {prefix}{classes[0]} is the only class; it takes two")
     kind: Kind = LOGITS.get(prefix, "single")
     said = numbers(path, rows, [f"{prefix}{name}" for name in classes])
-    shares = [f"share_{name}" for name in classes if f"share_{name}" in head]
+    shares = [f"share_{name}" for name in classes] if any(name.startswith("share_") for name in head) else []
+    if not set(shares) <= set(head):
+        raise DataError(
+            f"{path}: no column {', '.join(sorted(set(shares) - set(head)))}; each class has one, or none has"
+        )
     try:
         return Predictions(
             [row["id"] for row in rows],
@@ -46,7 +56,7 @@ def read_table(path: str | Path) -> Predictions:
             logits=_logits(path, said, prefix) if classes else None,
             values=numbers(path, rows, [f"value_{name}" for name in dimensions]) if dimensions else None,
             label=_labels(path, rows, classes) if classes and "label" in head else None,
-            shares=numbers(path, rows, shares, empty=True) if shares and len(shares) == len(classes) else None,
+            shares=numbers(path, rows, shares, empty=True) if shares else None,
             ratings=numbers(path, rows, [f"rating_{n}" for n in dimensions], empty=True) if dimensions else None,
             meta={name: [row[name] for row in rows] for name in (*META, "fold") if name in head},
             about={"name": path.stem},
@@ -58,27 +68,38 @@ def read_table(path: str | Path) -> Predictions:
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: no predictions can be read: {error}") from None
     if not rows or "id" not in rows[0]:
         raise DataError(f"{path}: expected a header with the column `id` and a line for each clip")
+    doubled = sorted({str(name) for name in reader.fieldnames if reader.fieldnames.count(name) > 1})
+    if doubled:
+        raise DataError(f"{path}: the column {doubled[0]} stands there twice")
     for line, row in enumerate(rows, 2):
+        if not row["id"]:
+            raise DataError(f"{path}, line {line}: no id")
         if None in row or None in row.values():
             raise DataError(f"{path}, line {line}: not as many values as the header has columns")
     return rows
 
 
 def numbers(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str], empty: bool = False) -> np.ndarray:
-    """float64 (N, columns); `empty` lets cells without text be NaN."""
+    """float64 (N, columns), finite; `empty` lets cells without text be NaN."""
     table = np.empty((len(rows), len(columns)))
     for line, row in enumerate(rows):
         for column, name in enumerate(columns):
             text = row.get(name, "")
+            if empty and not text.strip():
+                table[line, column] = np.nan
+                continue
             try:
-                table[line, column] = np.nan if empty and not text.strip() else float(text)
+                table[line, column] = float(text)
             except ValueError:
                 raise DataError(f"{path}, line {line + 2}: {name} is {text!r}, expected a number") from None
+            if not abs(table[line, column]) <= LARGEST:
+                raise DataError(f"{path}, line {line + 2}: {name} is {text}, no number that can be scored")
     return table
 
 

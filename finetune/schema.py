@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from affekt.data.errors import DataError
 from affekt.data.files import check_version, write_text
 
-FORMAT, VERSION = "affekt-results", "1.0"
+FORMAT, VERSION = "affekt-results", "1.1"
+Command = Literal["probe", "finetune", "evaluate", "evaluate --predictions", "recall", "stress"]
 Selected = Literal["dev", "test", "unknown"]
 
 
@@ -213,10 +214,11 @@ class Table(Part):
 
 
 class Results(Part):
-    """The whole file."""
+    """The whole file. `command` is that of affekt which wrote it; files before 1.1 do not tell."""
 
     format: Literal["affekt-results"] = FORMAT
     version: str = VERSION
+    command: Command | None = None
     title: str
     task: Literal["single", "soft", "multi", "dimensions", "joint"]
     label: str

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from affekt.data.errors import SettingsError
+from affekt.data.files import refuse_other_kind
 from affekt.finetune.imported import read_table
 from affekt.finetune.predictions import Predictions, pooled
 from affekt.finetune.probes.results import versions
 from affekt.finetune.schema import Results, System
-from affekt.finetune.scores import cluster_of, describe_system, main_score, task_of
+from affekt.finetune.scores import cluster_of, describe_system, main_score, task_of, values
 from affekt.finetune.table import differences, system_name, write_results
 
 SUFFIXES = (".safetensors", ".csv")
@@ -21,9 +22,11 @@ def score_files(
     """A row for each path: a file, or a folder whose files are the folds and seeds of one run (`about` tells which;
     those of development clips are passed over). The first minus each other, paired on the clips that both have judged.
 
-    Raises SettingsError where nothing is named or runs of other classes are compared, DataError for files that cannot
-    be read.
+    Raises SettingsError where nothing is named, runs of other classes are compared, `main` is no score of theirs or
+    `out` holds what another command wrote; DataError for files that cannot be read.
     """
+    if out:
+        refuse_other_kind(out, "results of `affekt evaluate --predictions`")
     if not paths:
         raise SettingsError("--predictions: name files (.safetensors, .csv) or folders of them")
     runs = [read_run(Path(path)) for path in paths]
@@ -38,8 +41,10 @@ def score_files(
                     f"{what} differ: {names[0]} has {ours}, {name} has {theirs}; compare like with like"
                 )
     main = main or main_score(task_of(first))
+    values(first, [main])  # a score that there is not is refused before anything is computed
     how = {"bootstrap": bootstrap, "cluster": cluster_of(first)}
     results = Results(
+        command="evaluate --predictions",
         title=", ".join(names),
         task=task_of(first),
         label="label",

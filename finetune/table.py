@@ -67,6 +67,7 @@ def to_results(plan: Plan, judged: Sequence[Judged], settings: EvaluateSettings)
     how = {"bootstrap": settings.bootstrap, "seed": settings.seed, "cluster": cluster_of(first)}
     rules = plan.rules
     return Results(
+        command="evaluate",
         title=settings.title or rules.title,
         task=task_of(first),
         label=", ".join(rules.dimensions) or rules.label,
@@ -210,7 +211,7 @@ def show(results: Results, console: Console) -> None:
         table.add_column("Clips", justify="right")
         for row in rows:
             others = [figure(name, row.scores[name]) if name in row.scores else "" for name in names]
-            title = row.title.removesuffix(f" ({selected}-selected)")
+            title = row.title.removesuffix(f" ({selected}-selected)") + (" (transductive)" if row.transductive else "")
             table.add_row(title, figure(main, row.scores[main], True), *others, str(row.clips))
         console.print(table)
     for d in results.differences:

@@ -160,7 +160,12 @@ def tone_shards(encode_clip) -> Callable[..., Path]:
                 sound, label = label_of(speaker, take)
                 wave = np.sin(2 * np.pi * tones[sound] * np.arange(8000) / 16000)
                 wave = 0.1 * wave + 0.01 * rng.standard_normal(8000)
-                meta = {"speaker": f"s{speaker}", "label": label, "sex": "FM"[speaker % 2], "votes": votes[label]}
+                meta = {
+                    "speaker": f"s{speaker}",
+                    "label": label,
+                    "sex": "FM"[speaker % 2],
+                    "votes": votes.get(label, {label: 4}),
+                }
                 clips.append(encode_clip(f"s{speaker}_{take}", None, wave, **meta))
         writer = ShardWriter(folder)
         writer.write_shard(0, clips)

@@ -106,7 +106,15 @@ def test_tables_of_other_models_are_read(tmp_path):
         ("id,p_a,p_b,label\na,1,0,c\n", "line 2: the label 'c' is none of a, b"),
         ("id,p_a,p_b\na,1,0\na,0,1\n", "predicted more than once, first a"),
         ("id,p_a,p_b\na,1\n", "line 2: not as many values"),
-        ("id,logit_a,logit_b\na,1,nan\n", "NaN or infinite"),
+        ("id,logit_a,logit_b\na,1,nan\n", "line 2: logit_b is nan, no number that can be scored"),
+        ("id,p_a,p_b\na,1,1e308\n", "line 2: p_b is 1e308, no number"),
+        ("id,value_v,rating_v\na,1,1\nb,1,inf\n", "line 3: rating_v is inf, no number"),
+        ("id,p_a,p_a\na,1,0\n", "the column p_a stands there twice"),
+        ("id,p_a,label\na,1,a\n", "p_a is the only class; it takes two"),
+        ("id,p_a,p_b,logit_a,logit_b\na,1,0,1,0\n", "logit_CLASS and p_CLASS; keep those of one kind"),
+        ("id,multi_a,multi_b,share_a\na,1,0,1\n", "no column share_b; each class has one"),
+        ("id,p_a,p_b\n,1,0\n", "line 2: no id"),
+        ("", "expected a header"),
     ],
 )
 def test_a_table_with_a_mistake_is_refused_with_its_line(tmp_path, text, message):

@@ -50,6 +50,9 @@ class Quick:
     def pretraining(self):
         return self.seen
 
+    def check(self, rules, index):
+        pass
+
     def judge(self, part, seed, folder, progress=None):
         folder.mkdir(parents=True, exist_ok=True)
         if self.log:
@@ -180,6 +183,25 @@ def test_what_pre_training_saw_is_compared_before_anything_is_computed_and_told(
     assert not log.exists(), "nothing was computed"
     judged = run_folds(plan, [Quick(name="leaky", seen=leaky, transductive=True)], settings)
     assert to_results(plan, judged, settings).pretraining["shared_with_test"]["speakers"] == 1
+
+
+def test_a_class_that_nothing_can_learn_is_noted_and_an_error_names_the_fold(tone_shards, tmp_path):
+    def words(who, take):
+        sound = ["angry", "sad"][take % 2]
+        return sound, "rare" if (who, take) == (4, 0) else sound
+
+    place = tone_shards(tmp_path / "s", words)
+    plan = plan_evaluation(settings_of(place, tmp_path / "out"))
+    [note] = [note for note in plan.notes if "nothing can learn" in note]
+    [fold] = [fold for fold in plan.folds if f"fold {fold.name}:" in note]
+    assert "rare (as s4_0)" in note and "s4_0" in {plan.index.samples.row(p)["id"] for p in fold.test}
+
+    class Refusing(Quick):
+        def judge(self, part, seed, folder, progress=None):
+            raise SettingsError("no")
+
+    with pytest.raises(SettingsError, match="quick, fold 1: no"):
+        run_folds(plan, [Refusing()], settings_of(place, tmp_path / "out"))
 
 
 def test_a_damaged_file_is_an_error_and_not_made_again_in_silence(shards, tmp_path):

@@ -1,10 +1,12 @@
 """Experiments in protocols: fine-tunings and probes on the clips of a fold, and the command that runs them all."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +16,18 @@ import yaml
 from affekt.cli import run
 from affekt.data.errors import SettingsError
 from affekt.finetune.contenders import Part
-from affekt.finetune.entry import enter, fold_settings, retold
+from affekt.finetune.entry import check_labels, enter, fold_settings, retold
 from affekt.finetune.evaluate import EvaluateSettings, plan_evaluation, pool_folds, run_folds
 from affekt.finetune.predictions import Predictions
+from affekt.finetune.protocols import find_protocol
 from affekt.finetune.schema import Results
 from affekt.finetune.scored import score_files
 from affekt.finetune.scores import values
 from affekt.finetune.training.settings import FinetuneSettings
 from affekt.pretrain.export import create_encoder, save_encoder
 from affekt.pretrain.hicmae_settings import HiCMAESettings
+
+LAUNCH = Path(__file__).parents[1] / "launch"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +97,52 @@ def test_the_command_runs_experiments_and_baselines_into_one_table(place):
     assert scored.systems[1].scores["uar"].value == tuned.scores["uar"].value and scored.differences[0].clips == 16
     with pytest.raises(SettingsError, match=r"holds predictions of several runs: majority \(dev-selected\), mel_svm"):
         score_files([folder])
+
+
+def test_what_would_have_no_effect_on_an_evaluation_is_refused(place, shards, tmp_path, capsys):
+    tuned, probe = str(place / "tuned.yaml"), str(place / "probe.yaml")
+    start = ["evaluate", "--protocol", "kfold:speaker:3", "--out", str(tmp_path / "out"), "--baselines", "majority"]
+    for words, told in (
+        ([tuned, "data.labels.field=speaker"], "tuned, labels.field: speaker; but kfold:speaker:3 judges label"),
+        ([tuned, "data.labels.classes=[sad, happy]"], "labels.classes: sad, happy; but .* judges angry, sad"),
+        ([tuned, "data.labels.map={angry: bad, sad: bad}"], "labels.map: angry is bad; but .* it is angry"),
+        ([probe, "label=speaker"], "probe_audio, label: speaker; but .* judges label"),
+        ([probe, "dimensions=[valence]"], "dimensions: valence; but .* judges classes of label"),
+        ([tuned, "data.test.split=[dev]"], "data.test.split: without effect on an evaluation; the protocol says"),
+        ([tuned, "out=elsewhere"], "out: without effect on an evaluation; use --out"),
+        ([tuned, "--main-score", "uar"], "--main-score: without effect without --predictions"),
+        (["x.csv", "--predictions"], "--protocol: without effect beside --predictions"),
+    ):
+        assert run([*start, *words]) == 1
+        assert re.search(told, " ".join(capsys.readouterr().err.split())), words
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name, protocol", [("cremad_finetune", "cremad6"), ("mafw_finetune", "mafw11")])
+def test_shipped_experiments_agree_with_their_protocols(name, protocol):
+    labels = FinetuneSettings.read(LAUNCH / f"{name}.yaml").data.parts[0].labels
+    check_labels(labels, find_protocol(protocol), name)
+    swapped = labels.model_copy(update={"map": {"happy": "sad"}})
+    with pytest.raises(SettingsError, match=r"happy is sad; but for .* it is happy"):
+        check_labels(swapped, find_protocol(protocol), name)
+
+
+def test_scores_of_files_take_no_folder_of_another_command(place, tmp_path):
+    mine = tmp_path / "mine.csv"
+    mine.write_text("id,label,p_a,p_b\nx,a,1,0\ny,b,0,1\n")
+    with pytest.raises(SettingsError, match="holds an export"):
+        score_files([mine], place / "export", bootstrap=100)
+    assert not (place / "export" / "results.json").exists()
+    with pytest.raises(SettingsError, match="nope"):
+        score_files([mine], tmp_path / "out", bootstrap=100, main="nope")
+    assert not (tmp_path / "out").exists()
+    for _ in range(2):
+        score_files([mine], tmp_path / "out", bootstrap=100)
+    written = Results.read(tmp_path / "out" / "results.json")
+    assert written.command == "evaluate --predictions"
+    written.model_copy(update={"command": "stress"}).write(tmp_path / "out" / "results.json")
+    with pytest.raises(SettingsError, match="holds results of `affekt stress`"):
+        score_files([mine], tmp_path / "out", bootstrap=100)
 
 
 def test_a_probe_takes_part_and_refuses_what_its_encoder_has_seen(place, shards, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,6 +157,16 @@ def test_predict_says_of_a_file_what_was_said_of_its_clip(straight, place, tmp_p
     p = np.exp(logits - logits.max())
     assert np.allclose([float(row[f"p_{name}"]) for name in table.classes], p / p.sum(), atol=1e-3)
     assert row["label"] == table.classes[logits.argmax()] and row["file"] == files[0]
+
+
+@pytest.mark.parametrize(
+    "out, told", [("clip.flac", "are written"), ("a.csv", "is one of the files"), ("no/b.csv", "there is no folder")]
+)
+def test_predict_replaces_nothing_but_answers(tmp_path, capsys, monkeypatch, out, told):
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("years of work")
+    assert affekt(["predict", "clip.flac", "a.csv", "--model", "nowhere", "--out", out]) == 1
+    assert told in capsys.readouterr().err and Path("a.csv").read_text() == "years of work"
 
 
 def test_an_encoder_alone_cannot_predict_and_says_what_can(tmp_path, capsys):

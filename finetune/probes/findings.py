@@ -63,6 +63,7 @@ def describe(
             (weights,) = weighted.answered[0].weights
             part.weights = Curve(name="weights", x=list(range(1, len(weights) + 1)), y=weights.tolist())
     results = Results(
+        command="probe",
         title=settings.title,
         task="dimensions" if task.dimensions else "single",
         label=", ".join(task.dimensions) or settings.label,

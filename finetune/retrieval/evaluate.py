@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from affekt.data.errors import SettingsError
-from affekt.data.files import MARKS, refuse_other_kind, write_text
+from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.shards import ShardIndex
 from affekt.data.split import assert_disjoint, assert_no_shared_source, where
 from affekt.finetune.features import weights_hash
@@ -37,7 +37,7 @@ def recall(settings: RetrievalSettings, progress: Callable[[int, int], None] | N
     pretraining = read_seen(settings.encoder)
     who = {"group": settings.group, "transductive": settings.transductive}
     seen = check_unseen(index, np.array(base), pretraining, **who)
-    refuse_other_kind(settings.output, MARKS["results.json"])
+    refuse_other_kind(settings.output, "results of `affekt recall`")
     settings.output.mkdir(parents=True, exist_ok=True)
     encoder = load_encoder(settings.encoder)
     encoders = [("pretrained", lambda: encoder)]
@@ -64,6 +64,7 @@ def recall(settings: RetrievalSettings, progress: Callable[[int, int], None] | N
     ]
     save_spaces(settings.output, kinds)
     results = Results(
+        command="recall",
         title=settings.title,
         task="single",
         label=settings.label or "",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from affekt.data.errors import SettingsError
-from affekt.data.files import write_text
+from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.labels import LabelSettings, Targets, make_targets
 from affekt.data.page import card, data_uri
 from affekt.data.shards import ShardIndex
@@ -84,6 +84,7 @@ def stress(
     began, model, damage = time.monotonic(), load_finetuned(folder, device), settings.damage
     seen = read_seen(folder)
     clips = open_clips(settings.data, model, seen, settings.transductive)
+    refuse_other_kind(out, "results of `affekt stress`")
     origin = json.loads((folder / "config.json").read_text(encoding="utf-8"))["origin"]
     how = {"kind": model.kind, "windows": damage.windows, "speech": damage.speech, "batch_size": damage.batch}
     how["workers"] = damage.workers
@@ -123,6 +124,7 @@ def stress(
     raters = told_or(told, "raters", raters_row, clips, clean, damage.bootstrap)
     sheet = write_preview(out / "preview.png", clips.index, clips.positions, model.window, damage)
     results = Results(
+        command="stress",
         title=f"{origin['title']}, under stress",
         task=task_of(clean),
         label=clips.labels.field if clips.labels.rule == "label" else clips.labels.condition,

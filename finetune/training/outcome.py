@@ -39,6 +39,7 @@ def write_results(
         )
         system.predictions = [str(path.relative_to(folder)) for path in files["test"]]
         results = Results(
+            command="finetune",
             title=settings.title,
             task=settings.task,
             label=corpus_label(settings, part),
