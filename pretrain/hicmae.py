@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from affekt.data.batch import Batch
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs, plain_mel
 from affekt.pretrain.encoders import Decoder, FusionEncoder, ModalityEncoder, init_weights
-from affekt.pretrain.functionals import FunctionalsHead, functionals, steps_seen
+from affekt.pretrain.functionals import FunctionalsHead, Told, functionals, steps_seen
 from affekt.pretrain.gather import Gather
 from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.layers import Mlp
@@ -129,7 +129,9 @@ class HiCMAE(nn.Module):
             losses["loss_audio"] = reconstruction_loss(predictions["audio"], targets["audio"], weight, tokens[1])
         losses["loss"] = sum(losses.values())
         if "audio" in predictions and s.functionals_weight:
-            losses["loss_functionals"] = self.error_of_functionals(inputs, taps["audio"][-1], mask_audio, tokens[2:])
+            told = self.functionals(taps["audio"][-1], mask_audio.ids_keep, mask_audio.valid_keep)
+            error = self.error_of_functionals(told, targets["functionals"], inputs, mask_audio, tokens[2:])
+            losses["loss_functionals"] = error
             losses["loss"] = losses["loss"] + s.functionals_weight * losses["loss_functionals"]
         if pairs:
             losses["loss_contrast"] = self.contrast(*pairs)
@@ -141,15 +143,12 @@ class HiCMAE(nn.Module):
         return losses
 
     def error_of_functionals(
-        self, inputs: Inputs, deepest: Tensor, mask: Mask, counts: Sequence[Tensor | None]
+        self, told: Told, target: Told, inputs: Inputs, mask: Mask, counts: Sequence[Tensor | None]
     ) -> Tensor:
-        """What the deepest tap's visible tokens (B, K, D) tell of the sound's statistics, over the window and step by
-        step, against what they are; `counts` as in `reconstruction_loss`, of sounds and of steps."""
-        grid = self.settings.grid_audio
-        told = self.functionals(deepest, mask.ids_keep, mask.valid_keep)
-        target = functionals(plain_mel(inputs.audio[:, 0]), inputs.audio_frames, grid[0])
+        """What visible tokens tell of the sound's statistics, over the window and step by step, against what they are;
+        `counts` as in `reconstruction_loss`, of sounds and of steps."""
         sounds = _sounds(inputs.has_audio, inputs.audio_frames)[:, None]
-        seen = steps_seen(mask.ids_keep, mask.valid_keep, grid) & sounds
+        seen = steps_seen(mask.ids_keep, mask.valid_keep, self.settings.grid_audio) & sounds
         window = reconstruction_loss(told.window[:, None], target.window[:, None], sounds.float(), counts[0])
         return window + reconstruction_loss(told.steps, target.steps, seen.float(), counts[1])
 
@@ -193,14 +192,18 @@ class HiCMAE(nn.Module):
         )
         return per_tap.sum() if s.contrast_taps == "sum" else per_tap.mean()
 
-    def targets(self, inputs: Inputs, mask_video: Mask, mask_audio: Mask) -> dict[str, Tensor]:
-        """What the decoders are to predict, (B, M, P) by stream, for hidden patches alone."""
+    def targets(self, inputs: Inputs, mask_video: Mask, mask_audio: Mask) -> dict[str, Any]:
+        """What the decoders are to predict, (B, M, P) by stream, for hidden patches alone, and the `Told` of the sound
+        where it is to be told."""
         s, targets = self.settings, {}
         if s.streams != "audio":
             hidden = gather_tokens(patches_video(inputs, s), mask_video.ids_mask)
             targets["video"] = video_target(hidden, s.tubelet_size, s.frame_difference)
         if s.streams != "video":
             targets["audio"], _, _ = standardise_audio(gather_tokens(patches_audio(inputs, s), mask_audio.ids_mask))
+            if s.functionals_weight:
+                mel = plain_mel(inputs.audio[:, 0])
+                targets["functionals"] = functionals(mel, inputs.audio_frames, s.grid_audio[0])
         return targets
 
     def reconstruct(
