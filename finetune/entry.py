@@ -60,6 +60,8 @@ def enter(
             contenders.append(FineTuning(name, settings))
             shards += [settings.data.parts[0].shards]
         elif "encoder" in values and "test" in values:
+            if any(word.partition("=")[0].split(".")[0] == "train" for word in overrides):
+                raise SettingsError(f"train: without effect on the probe {config} in an evaluation; {PARTS}")
             settings = ProbeSettings.parse(values, config)
             for features in ("pretrained", "random"):
                 label = name if features == "pretrained" else f"{name}_random"

@@ -109,6 +109,7 @@ def test_what_would_have_no_effect_on_an_evaluation_is_refused(place, shards, tm
         ([probe, "label=speaker"], "probe_audio, label: speaker; but .* judges label"),
         ([probe, "dimensions=[valence]"], "dimensions: valence; but .* judges classes of label"),
         ([tuned, "data.test.split=[dev]"], "data.test.split: without effect on an evaluation; the protocol says"),
+        ([probe, "train.split=[train]"], "train: without effect on the probe"),
         ([tuned, "out=elsewhere"], "out: without effect on an evaluation; use --out"),
         ([tuned, "--main-score", "uar"], "--main-score: without effect without --predictions"),
         (["x.csv", "--predictions"], "--protocol: without effect beside --predictions"),
