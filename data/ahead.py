@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from affekt.data.batch import Batch
 from affekt.data.errors import AffektError, DataError
-from affekt.data.handover import POSSIBLE, Blocks, Sent
+from affekt.data.handover import POSSIBLE, Blocks, Sent, Taken
 from affekt.data.machine import check_shared_memory, end_with_parent, keep_freed_memory
 from affekt.data.mixture import places
 from affekt.data.remote import FetchAhead
@@ -61,12 +61,13 @@ def load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
         generator=torch.Generator(),  # of its own, or it would draw from the model's
         timeout=LOOK_SECONDS if workers else 0,  # it looks after its workers at a timeout alone
     )
-    items, opened, last = iter(loader), {}, time.monotonic()
+    items, taken, last = iter(loader), Taken(), time.monotonic()
     while True:
         try:
+            taken.give_back()
             item = next(items)
             if isinstance(item, Sent):
-                item = item.open(opened)
+                item = item.open(taken)
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:

@@ -2,10 +2,10 @@
 
 Torch would put every tensor of every batch into new shared memory, which the kernel hands out and clears page by page,
 and open a connection for each: half of a worker's time. Here a worker keeps a few blocks. It copies a batch into one
-that is free and sends where it lies; the trainer maps the block, and marks it free when the last tensor of the batch is
-gone. A trainer that keeps its batches only makes the worker take more blocks, which both let go when it has had no use
-for them for a while. They have no names, so that nothing is left behind whatever dies, and do not count against
-/dev/shm.
+that is free and sends where it lies; the trainer maps the block, and marks it free when it asks for another batch and the
+last tensor of this one is gone. A trainer that keeps its batches only makes the worker take more blocks, which both let
+go when it has had no use for them for a while. They have no names, so that nothing is left behind whatever dies, and do
+not count against /dev/shm.
 """
 
 import mmap
@@ -13,6 +13,7 @@ import os
 import sys
 import weakref
 from dataclasses import dataclass, field, fields
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,30 @@ POSSIBLE = sys.platform == "linux"  # memfd_create, and opening what another pro
 START = 64  # bytes before the tensors, of which the first is 1 while the trainer has the block; and what they align to
 IDLE = 64  # batches after which a block that none of them needed goes
 
-Opened = dict[tuple[int, int], tuple[int, mmap.mmap]]  # process, descriptor -> number and block, mapped once
+
+class Taken:
+    """The blocks that the trainer has mapped, each once, and what it still uses of them.
+
+    It looks for what is gone instead of being called when it goes: Python prints what is raised in such a call and goes
+    on, and so would the run after a Ctrl-C that came just then.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: dict[tuple[int, int], tuple[int, mmap.mmap]] = {}  # process, descriptor -> number, block
+        self._in_use: list[tuple[weakref.ref[np.ndarray], mmap.mmap]] = []
+
+    def use(self, block: mmap.mmap) -> Tensor:
+        """The bytes of a block, which is not given back while a part of them is held."""
+        memory = np.frombuffer(block, np.uint8)
+        self._in_use.append((weakref.ref(memory), block))
+        return torch.from_numpy(memory)  # its parts share a storage, which holds `memory`
+
+    def give_back(self) -> None:
+        """Mark the blocks free whose batches are gone."""
+        for memory, block in self._in_use:
+            if memory() is None:
+                block[0] = 0
+        self._in_use = [use for use in self._in_use if use[1][0]]
 
 
 class Blocks:
@@ -88,11 +112,11 @@ class Sent:
     other: dict[str, Any]
     closed: list[int] = field(default_factory=list)  # descriptors of blocks that the worker has let go of
 
-    def open(self, opened: Opened) -> Batch:
+    def open(self, taken: Taken) -> Batch:
         """The batch, without a copy. Raises DataError when the worker is gone or files cannot be opened."""
         for descriptor in self.closed:
-            opened.pop((self.pid, descriptor), None)
-        number, block = opened.get((self.pid, self.descriptor), (0, None))
+            taken.blocks.pop((self.pid, descriptor), None)
+        number, block = taken.blocks.get((self.pid, self.descriptor), (0, None))
         if number != self.number:
             try:
                 block = self._map()
@@ -103,15 +127,16 @@ class Sent:
                     f"a batch cannot be taken over from its loader worker: {error}; keep fewer batches at once, raise "
                     "the limit of open files (ulimit -n), or load without workers"
                 ) from error
-            opened[self.pid, self.descriptor] = self.number, block
-        memory = np.frombuffer(block, np.uint8)
-        weakref.finalize(memory, _give_back, block, os.getpid()).atexit = False
-        whole = torch.from_numpy(memory)  # its parts share a storage, which holds `memory`
+            taken.blocks[self.pid, self.descriptor] = self.number, block
+        whole = taken.use(block)
         return Batch(**{name: _part(whole, *place) for name, place in self.places.items()}, **self.other)
 
     def pin_memory(self) -> Batch:
         """The batch in pinned memory, where torch's thread for that puts it; the block is free at once."""
-        return self.open({}).pin_memory()
+        taken = Taken()
+        pinned = self.open(taken).pin_memory()
+        taken.give_back()
+        return pinned
 
     def _map(self) -> mmap.mmap:
         descriptor = os.open(f"/proc/{self.pid}/fd/{self.descriptor}", os.O_RDWR | os.O_CLOEXEC)
@@ -122,10 +147,5 @@ class Sent:
 
 
 def _part(memory: Tensor, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = prod(shape) * dtype.itemsize
     return memory[start : start + size].view(dtype).view(shape)
-
-
-def _give_back(block: mmap.mmap, trainer: int) -> None:
-    if os.getpid() == trainer:  # and not a process forked from it, which has the batch too
-        block[0] = 0

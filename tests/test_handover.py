@@ -5,6 +5,7 @@ import gc
 import multiprocessing
 import os
 import resource
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from affekt.data import handover
 from affekt.data.batch import Batch
 from affekt.data.decode import Window
 from affekt.data.errors import DataError
-from affekt.data.handover import Blocks
+from affekt.data.handover import Blocks, Taken
 from affekt.data.loader import eval_loader, train_loader
 
 pytestmark = pytest.mark.skipif(not handover.POSSIBLE, reason="batches go by torch's way here")
@@ -45,6 +46,12 @@ def same(a: Batch, b: Batch) -> bool:
     )
 
 
+def handed(batch: Batch, blocks: Blocks, taken: Taken) -> Batch:
+    """As the loader does it for each batch."""
+    taken.give_back()
+    return blocks.send(batch).open(taken)
+
+
 def blocks_of(pid: int) -> set[int]:
     """Inodes of the blocks that a process has open or mapped."""
     found = set()
@@ -60,53 +67,64 @@ def blocks_of(pid: int) -> set[int]:
 @pytest.mark.parametrize("clips", [3, 1, 0])
 def test_a_batch_arrives_as_it_was(clips):
     batch = make(0, clips)
-    assert same(Blocks().send(batch).open({}), batch)
+    assert same(Blocks().send(batch).open(Taken()), batch)
     batch.video = batch.clip = None
     batch.audio = batch.audio[:, ::2]  # not contiguous
-    assert same(Blocks().send(batch).open({}), batch)
+    assert same(Blocks().send(batch).open(Taken()), batch)
 
 
 def test_a_block_is_free_when_the_last_tensor_of_its_batch_is_gone():
-    blocks, opened, before = Blocks(), {}, blocks_of(os.getpid())
-    first = blocks.send(make(1)).open(opened)
+    blocks, taken, before = Blocks(), Taken(), blocks_of(os.getpid())
+    first = handed(make(1), blocks, taken)
     kept = first.video[1].numpy()  # a view of a view, of another library
     del first
     gc.collect()
-    others = [blocks.send(make(seed)).open(opened) for seed in (2, 3)]
+    others = [handed(make(seed), blocks, taken) for seed in (2, 3)]
     assert len(blocks_of(os.getpid()) - before) == 3
     assert (kept == make(1).video[1].numpy()).all()
     assert all(same(batch, make(seed)) for seed, batch in zip((2, 3), others, strict=True))
     del kept, others
     gc.collect()
     for seed in range(4, 20):
-        assert same(blocks.send(make(seed)).open(opened), make(seed))
+        assert same(handed(make(seed), blocks, taken), make(seed))
     assert len(blocks_of(os.getpid()) - before) == 3
 
 
+def test_no_code_runs_when_a_batch_goes():
+    """A Ctrl-C that came in it would be printed and forgotten, and the run go on."""
+    batch, calls = handed(make(1), Blocks(), Taken()), []
+    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_qualname) if event == "call" else None)
+    try:
+        del batch
+    finally:
+        sys.setprofile(None)
+    assert calls == []
+
+
 def test_a_larger_batch_takes_the_place_of_a_free_block_that_is_too_small():
-    blocks, opened, before = Blocks(), {}, blocks_of(os.getpid())
+    blocks, taken, before = Blocks(), Taken(), blocks_of(os.getpid())
     for side in (8, 64, 16, 128):
         batch = make(side, side=side)
-        assert same(blocks.send(batch).open(opened), batch)
+        assert same(handed(batch, blocks, taken), batch)
     assert len(blocks_of(os.getpid()) - before) == 1
 
 
 def test_blocks_that_are_no_longer_needed_go_on_both_sides():
-    blocks, opened, before = Blocks(), {}, blocks_of(os.getpid())
-    kept = [blocks.send(make(seed)).open(opened) for seed in range(12)]
-    assert len(blocks_of(os.getpid()) - before) == len(opened) == 12
+    blocks, taken, before = Blocks(), Taken(), blocks_of(os.getpid())
+    kept = [handed(make(seed), blocks, taken) for seed in range(12)]
+    assert len(blocks_of(os.getpid()) - before) == len(taken.blocks) == 12
     two = kept[:2]
     del kept
     gc.collect()
     for seed in range(handover.IDLE + 12):
-        assert same(blocks.send(make(seed)).open(opened), make(seed))
-    assert len(opened) == 3 and len(blocks_of(os.getpid()) - before) == 3  # two are kept, one goes to and fro
+        assert same(handed(make(seed), blocks, taken), make(seed))
+    assert len(taken.blocks) == 3 and len(blocks_of(os.getpid()) - before) == 3  # two are kept, one goes to and fro
     assert all(same(batch, make(seed)) for seed, batch in enumerate(two))
 
 
 def test_a_forked_process_gives_nothing_back():
-    blocks, opened = Blocks(), {}
-    batch = blocks.send(make(1)).open(opened)
+    blocks, taken = Blocks(), Taken()
+    batch = handed(make(1), blocks, taken)
     child = os.fork()
     if not child:
         del batch
@@ -114,7 +132,7 @@ def test_a_forked_process_gives_nothing_back():
         os._exit(0)
     os.waitpid(child, 0)
     for seed in (2, 3):
-        blocks.send(make(seed)).open(opened)
+        handed(make(seed), blocks, taken)
     assert same(batch, make(1))
 
 
@@ -132,11 +150,11 @@ def test_too_many_open_files_are_not_called_a_dead_worker():
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
     try:
         with pytest.raises(DataError, match=r"Too many open files.*ulimit"):
-            sent.open({})
+            sent.open(Taken())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     with pytest.raises(DataError, match="a loader worker died"):
-        dataclasses.replace(sent, pid=2**22 + 1).open({})
+        dataclasses.replace(sent, pid=2**22 + 1).open(Taken())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
