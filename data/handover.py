@@ -2,10 +2,10 @@
 
 Torch would put every tensor of every batch into new shared memory, which the kernel hands out and clears page by page,
 and open a connection for each: half of a worker's time. Here a worker keeps a few blocks. It copies a batch into one
-that is free and sends where it lies; the trainer maps the block, and marks it free when it asks for another batch and the
-last tensor of this one is gone. A trainer that keeps its batches only makes the worker take more blocks, which both let
-go when it has had no use for them for a while. They have no names, so that nothing is left behind whatever dies, and do
-not count against /dev/shm.
+that is free and sends where it lies; the trainer maps the block, and marks it free when it asks for another batch and
+the last tensor of this one is gone. A trainer that keeps its batches only makes the worker take more blocks, which both
+let go when it has had no use for them for a while. They have no names, so that nothing is left behind whatever dies,
+and do not count against /dev/shm.
 """
 
 import mmap
