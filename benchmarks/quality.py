@@ -35,6 +35,7 @@ SHARDS = {
 }
 CORPORA = {"ravdess_audio": "RAVDESS, actors 17-20", "emodb": "EMO-DB, speakers 13, 14"}
 SMILE = ("egemaps", "compare")
+BASELINES = ["majority", "mel", *(SMILE if find_spec("opensmile") else ())]
 SYNTHETIC = {
     "synth": ("--clips", "2400", "--speakers", "60", "--seed", "7"),
     "synth_conflict": ("--clips", "1200", "--speakers", "30", "--seed", "11", "--conflict", "0.3"),
@@ -82,8 +83,7 @@ def speech(data: Path) -> list[Row]:
     rows = []
     for corpus, what in CORPORA.items():
         name = corpus.partition("_")[0]  # of the protocol
-        baselines = ["majority", "mel", *(SMILE if find_spec("opensmile") else ())]
-        frozen = evaluate(f"{name}_fixed", f"{corpus}_probe", baselines)
+        frozen = evaluate(f"{name}_fixed", f"{corpus}_probe", baselines=BASELINES)
         tuned = compared(corpus, "speech_finetune", "speech_scratch")
         probe = f"{corpus}_probe"
         rows += [
@@ -95,7 +95,7 @@ def speech(data: Path) -> list[Row]:
             row(what, "mel statistics + SVM", f"stats_{corpus}_finetune_uar", frozen, "mel_svm"),
             *(
                 row(what, f"{kind} + SVM", f"{kind}_{corpus}_uar", frozen, f"{kind}_svm")
-                for kind in baselines
+                for kind in BASELINES
                 if kind in SMILE
             ),
         ]
@@ -134,7 +134,8 @@ def folds(data: Path) -> list[Row]:
     for corpus in ("ravdess_audio", "emodb", "grid"):
         prepare(data, corpus)
     pretrain("speech_audio_other", procs=2)
-    results = evaluate("ravdess20", "ravdess_audio_finetune", ["mel", *(SMILE if find_spec("opensmile") else ())])
+    models = ("ravdess_audio_finetune", "ravdess_audio_probe", "encoder=runs/speech_audio_other/export")
+    results = evaluate("ravdess20", *models, baselines=BASELINES)
     what = "RAVDESS, four actors left out of 20"
     return [
         row(what, s.title, f"ravdess20_{s.name.partition(':')[0]}_uar", results, at)
@@ -173,9 +174,9 @@ def pretrain(config: str, procs: int = 1) -> None:
     affekt("export", f"runs/{config}", f"runs/{config}/export", unless=f"runs/{config}/export/config.json")
 
 
-def evaluate(protocol: str, config: str, baselines: list[str]) -> Results:
+def evaluate(protocol: str, *models: str, baselines: list[str]) -> Results:
     out = f"runs/quality/{protocol}"
-    affekt("evaluate", config, "--protocol", protocol, "--baselines", ",".join(baselines), "--out", out)
+    affekt("evaluate", *models, "--protocol", protocol, "--baselines", ",".join(baselines), "--out", out)
     return Results.read(f"{out}/results.json")
 
 
