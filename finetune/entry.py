@@ -153,7 +153,7 @@ def fold_settings(settings: FinetuneSettings, part: Part, seed: int, folder: Pat
     else:
         values["data"] |= mine
     values["train"]["choose_on"] = part.selected
-    mine = {"out": str(folder), "seeds": (seed,), "bootstrap": FEWEST}  # the fold's own intervals are shown nowhere
+    mine = {"out": str(folder), "seeds": (seed,), "bootstrap": FEWEST, "map_clips": 0}  # shown nowhere
     return FinetuneSettings.parse({**values, **mine}, "evaluate")
 
 

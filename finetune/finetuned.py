@@ -64,11 +64,7 @@ class Finetuned:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """`logits` (B, K) and `values` (B, D) in units of the ratings; NaN rows for clips without a stream."""
-        device = next(self.network.parameters()).device
-        half = AUTOCAST.get(self.precision)
-        self.network.eval()
-        with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
-            outputs = self.network(self.network.encoder.preprocess(batch.to(device))).float()
+        outputs, _ = self._ask(batch)
         width = len(self.classes) if self.width is None else self.width
         said = {}
         if self.classes:
@@ -79,6 +75,20 @@ class Finetuned:
             low, high = (values.new_tensor([span[i] for span in self.dimensions.values()]) for i in (0, 1))
             said["values"] = (values * (high - low) + low + high) / 2
         return said
+
+    def features(self, batch: Batch) -> Tensor:
+        """(B, F) float32: what the heads read, picture before sound; rows of clips that lack a stream that others of
+        the batch have mean nothing."""
+        _, parts = self._ask(batch)
+        return torch.cat([parts[stream].float().flatten(1) for stream in ("video", "audio") if stream in parts], 1)
+
+    def _ask(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        device = next(self.network.parameters()).device
+        half = AUTOCAST.get(self.precision)
+        self.network.eval()
+        with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
+            outputs, parts = self.network(self.network.encoder.preprocess(batch.to(device)), with_features=True)
+        return outputs.float(), parts
 
 
 def save_finetuned(model: Finetuned, out: Path, origin: dict[str, Any], seen: dict[str, Any]) -> Path:

@@ -22,7 +22,7 @@ def gather_predictions(local: Predictions, ids: Sequence[str] | None = None) -> 
     a sampler pads, counts once, with the answer of the lowest. Raises SettingsError, on every rank, where a clip of
     `ids` was judged by none, or one was that is not among them.
     """
-    parts = [local] if _ranks() == 1 else [_unpacked(data) for data in _gathered(_packed(local))]
+    parts = [local] if _ranks() == 1 else [_unpacked(data) for data in gathered(_packed(local))]
     seen: set[str] = set()
     once = []
     for part in parts:
@@ -59,8 +59,8 @@ def _unpacked(data: bytes) -> Predictions:
     return Predictions(**json.loads(arrays.pop(TEXTS).tobytes()), **arrays)
 
 
-def _gathered(data: bytes) -> list[bytes]:
-    """The bytes of every rank. All are sent as long as the longest, since a collective needs one shape."""
+def gathered(data: bytes) -> list[bytes]:
+    """The bytes of every rank, on every rank; sent as long as the longest, since a collective needs one shape."""
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     own = torch.tensor([len(data)], device=device)
     sizes = [torch.empty_like(own) for _ in range(_ranks())]

@@ -91,6 +91,10 @@ def values(place, name="run", **changes):
     return settings | changes
 
 
+def prediction(out):
+    return out / "predictions" / "seed-0-test.safetensors"
+
+
 def parsed(place, **changes):
     return FinetuneSettings.parse(values(place, **changes))
 
@@ -128,6 +132,19 @@ def test_it_learns_what_was_planted_and_leaves_what_is_promised(straight, place)
     chosen = Predictions.read(out / "predictions" / "seed-0-dev.safetensors").about["epoch"]
     assert scores.index(max(scores)) + 1 == chosen, "the earliest best look at development clips"
     assert not list(out.glob("seed-*/*/checkpoints"))
+
+
+def test_the_map_holds_the_test_clips_by_what_the_head_reads(straight):
+    out, *_ = straight
+    points, table = Results.read(out / "results.json").map, Predictions.read(prediction(out))
+    assert [p.id for p in points] == table.ids
+    assert [p.label for p in points] == [table.classes[i] for i in table.label]
+    assert [p.speaker for p in points] == table.meta["speaker"]
+    at = np.array([[p.x, p.y] for p in points])
+    apart = np.linalg.norm(at[:, None] - at, axis=2) + np.diag(np.full(len(at), np.inf))
+    near = [points[i].label == points[j].label for i, j in enumerate(apart.argmin(1))]
+    assert np.mean(near) >= 0.8, "what was learned lies together"
+    assert "Map of 18 clips" in (out / "report.html").read_text()
 
 
 def test_the_saved_model_says_what_was_scored(straight, place):
@@ -196,13 +213,16 @@ def test_a_folder_goes_on_with_its_own_settings_alone(run, straight):
 
 def test_two_ranks_are_one(run, straight, place):
     """Where nothing is drawn per rank; the smallest score of a clip differs by rounding alone."""
-    alone, codes, told = run("alone", train={"epochs": 1}, head={"kind": "layers"})
+    alone, codes, told = run("alone", train={"epochs": 1, "eval_batch": 5}, head={"kind": "layers"})
     assert codes == [0], told
-    both, codes, told = run("both", ranks=2, train={"epochs": 1}, head={"kind": "layers"})
+    both, codes, told = run("both", ranks=2, train={"epochs": 1, "eval_batch": 5}, head={"kind": "layers"})
     assert codes == [0, 0], told
     for side in ("dev", "test"):
         ours, theirs = (Predictions.read(f / "predictions" / f"seed-0-{side}.safetensors") for f in (alone, both))
         assert ours.ids == theirs.ids and np.abs(ours.logits - theirs.logits).max() < 1e-4, told
+    ours, theirs = (Results.read(folder / "results.json").map for folder in (alone, both))
+    apart = [abs(a.x - b.x) + abs(a.y - b.y) for a, b in zip(ours, theirs, strict=True)]
+    assert len(ours) == 18 and max(apart) < 1e-2 * max(abs(p.x) for p in ours), "each rank computed a share"
 
 
 def test_corpora_with_other_classes_and_ratings_share_a_head(run, place):

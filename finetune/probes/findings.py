@@ -17,13 +17,12 @@ from affekt.finetune.probes.results import row_name, versions
 from affekt.finetune.probes.search import Answered, Row
 from affekt.finetune.probes.settings import ProbeSettings
 from affekt.finetune.probes.task import Task
-from affekt.finetune.report.map import embedding_map
+from affekt.finetune.report.map import embedding_map, evenly
 from affekt.finetune.schema import Curve, Difference, Layers, Results, System, Table
 from affekt.finetune.scores import cluster_of, compare, describe_system, score, values
 from affekt.finetune.splits import describe_side
 
 KINDS = {"pretrained": "probe", "random": "random", "statistics": "statistics", "majority": "majority"}
-MAPPED = 1000  # clips on the map; beyond that it takes long and shows no more
 SHOWN = {"uar": ("uar", "war", "macro_f1"), "ccc": ("ccc", "pcc", "rmse", "mae")}
 
 
@@ -105,7 +104,7 @@ def map_of(
     chosen = [row for row in rows if row.features == "pretrained" and row.kind == "chosen"]
     row = next((row for row in chosen if row.stream == "both"), chosen[0])
     task, (table, *_) = row.task, tables["pretrained"]
-    clips = task.test[np.linspace(0, len(task.test) - 1, min(len(task.test), MAPPED)).astype(int)]
+    clips = np.array(evenly(task.test))
     blocks = [table.take(block, clips) for block in row.answered[0].choice.blocks]
     features = np.concatenate([b.reshape(len(clips), -1, b.shape[-1]).astype(np.float64).mean(1) for b in blocks], 1)
     found = [index.samples.row(p) for p in positions[clips]]

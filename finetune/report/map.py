@@ -23,6 +23,7 @@ from affekt.finetune.schema import Point
 FEW = 30  # clips; below that t-SNE has no neighbourhoods to keep, and two principal components are drawn
 COMPONENTS, PERPLEXITY = 50, 30.0
 SHOWN, PICTURE_BYTES = 1500, 6_000_000  # of a page
+MAPPED = 1000  # clips; beyond that it takes long and shows no more
 NEIGHBOURS = 10
 WIDTH, HEIGHT, MARGIN = 760, 520, 14
 # Six marks, so that labels can be told apart without their colours.
@@ -30,6 +31,11 @@ MARKS = (
     "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z", "M-3.6,-3.6h7.2v7.2h-7.2z", "M0,-5L4.6,3.4H-4.6z",
     "M0,-5.2L4.6,0L0,5.2L-4.6,0z", "M0,5L4.6,-3.4H-4.6z", "M-4.6,-1.5h3.1v-3.1h3v3.1h3.1v3h-3.1v3.1h-3v-3.1h-3.1z",
 )  # fmt: skip
+
+
+def evenly(clips: Sequence[int], most: int = MAPPED) -> list[int]:
+    """At most so many of the clips, evenly taken in their order."""
+    return [clips[i] for i in np.linspace(0, len(clips) - 1, min(len(clips), most)).astype(int)]
 
 
 def embedding_map(

@@ -17,8 +17,9 @@ from affekt.finetune.schema import Results
 from affekt.finetune.training.clips import Part, check_leaks, make_table, open_clips
 from affekt.finetune.training.fit import Fitted, Run, fit
 from affekt.finetune.training.judging import judge_part
+from affekt.finetune.training.mapping import write_map
 from affekt.finetune.training.network import hash_of_weights, seen_before, streams_of
-from affekt.finetune.training.outcome import corpus_folder, prediction_file, write_results
+from affekt.finetune.training.outcome import corpus_folder, map_file, prediction_file, write_results
 from affekt.finetune.training.settings import FREE, FinetuneSettings
 from affekt.pretrain.engine import agree, choose_matmul_precision, digest, resolve_precision, start_processes
 from affekt.pretrain.feed import together
@@ -133,17 +134,17 @@ def finetune_seed(run: Run, seed: int) -> None:
         predict(run, chosen, part, part.dev, seed, "dev", path)
     temperatures = temperatures_of(run, seed) if run.rank == 0 and has_dev else []
     final = fit(run, seed, refit_to=chosen.epoch) if settings.refit else chosen
+    whole = Finetuned(
+        final.network,
+        run.clips.classes,
+        run.clips.dimensions,
+        kind="multi" if settings.multi else "single",
+        head=settings.head,
+        streams=run.streams,
+        temperatures=temperatures,
+        adapter_width=settings.adapting.adapter_width,
+    )
     if run.rank == 0:
-        whole = Finetuned(
-            final.network,
-            run.clips.classes,
-            run.clips.dimensions,
-            kind="multi" if settings.multi else "single",
-            head=settings.head,
-            streams=run.streams,
-            temperatures=temperatures,
-            adapter_width=settings.adapting.adapter_width,
-        )
         origin = {
             "title": settings.title,
             "encoder": settings.encoder if settings.encoder and not settings.scratch else "fresh weights",
@@ -155,6 +156,8 @@ def finetune_seed(run: Run, seed: int) -> None:
         corpora = run.clips.corpora(with_dev=True)  # the epoch was chosen on development clips, so they were seen
         seen = seen_data(corpora)
         save_finetuned(whole, seed_folder(run, seed) / "model", origin, merged(seen, run.seen) if run.seen else seen)
+    for part in judged_parts(run) if settings.map_clips and seed == settings.seeds[0] else ():
+        write_map(run, whole, part, map_file(corpus_folder(settings, part)))
     for part, path in zip(judged_parts(run), prediction_files(run, seed, "test")):
         predict(run, final, part, part.test, seed, "test", path, epoch=chosen.epoch)
 

@@ -1,5 +1,6 @@
 """From predictions on the disk to `results.json`, `results.csv` and `report.html`: all seeds are one system."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def write_results(
                 "unread": {clip: cause for table in test for clip, cause in table.about["unread"].items()},
             },
             systems=[system],
+            map=json.loads(map_file(folder).read_text(encoding="utf-8")) if map_file(folder).exists() else [],
             pretraining=seen_by_test.get(part.name, {}),
             licences=licences(part.index, part.train + part.dev + part.test, seen),
             settings=settings.model_dump(mode="json"),
@@ -86,6 +88,10 @@ def corpus_folder(settings: FinetuneSettings, part: Part) -> Path:
     """Where the results of a judged corpus are: of one alone in `out`, of several in folders by their names."""
     judged = sum(corpus.test is not None for corpus in settings.data.parts)
     return Path(settings.out) if judged == 1 else Path(settings.out) / part.name
+
+
+def map_file(folder: Path) -> Path:
+    return folder / "map.json"
 
 
 def prediction_file(folder: Path, seed: int, side: str) -> Path:

@@ -22,7 +22,7 @@ from affekt.pretrain.registry import with_size
 Task = Literal["single", "soft", "multi", "dimensions", "joint"]
 # Not what is learned or scored: these may differ when a fine-tuning goes on.
 FREE = ("out", "title", "data.workers", "train.threads", "train.log_every", "train.checkpoint_every")
-FREE += ("train.watchdog_s", "data.skip_budget", "train.accumulate", "train.zero_stage")
+FREE += ("train.watchdog_s", "data.skip_budget", "train.accumulate", "train.zero_stage", "map_clips")
 
 
 class CorpusSettings(Settings):
@@ -209,6 +209,7 @@ class FinetuneSettings(Settings):
     refit: bool = Field(False, description="after the choice fit again on train and development clips together")
     transductive: bool = Field(False, description="allow test clips in pre-training, and name every result so")
     bootstrap: int = Field(2000, ge=100, description="resamples of the 95 % intervals")
+    map_clips: int = Field(1000, ge=0, description="test clips on the report's map; 0: no map")
 
     @property
     def task(self) -> Task:
