@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from affekt.data.errors import DataError, SettingsError
+from affekt.data.files import write_text
 from affekt.data.manifest import safe_id
 from affekt.data.settings import Settings
 from affekt.data.shards import ShardIndex
@@ -117,7 +118,8 @@ def unlearned(index: ShardIndex, rules: Protocol, folds: Sequence[Fold]) -> list
 def run_folds(
     plan: Plan, contenders: Sequence[Contender], settings: EvaluateSettings, progress: Progress | None = None
 ) -> list[Judged]:
-    """The predictions of every contender, seed and fold; those that are there already are read. Raises SettingsError
+    """The predictions of every contender, seed and fold; those that are there already are read. What is refused leaves
+    the folder as it was. Raises SettingsError
     for two contenders of one name and for one whose pre-training has seen test clips, and what a contender raises."""
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
@@ -125,6 +127,8 @@ def run_folds(
     for contender in contenders:
         contender.check(plan.rules, plan.index)
     overlaps = [overlap(plan, contender) for contender in contenders]  # first: a leak is not to be found after hours
+    settings.output.mkdir(parents=True, exist_ok=True)
+    write_text(settings.output / SETTINGS, settings.to_yaml())
     total = sum(len(contender.seeds) for contender in contenders) * len(plan.folds)
     done, results = 0, []
     for contender, shared in zip(contenders, overlaps):

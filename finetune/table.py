@@ -50,8 +50,6 @@ def evaluate(
     output = settings.output
     if not (output / SETTINGS).exists():
         refuse_other_kind(output, KIND)
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / SETTINGS, settings.to_yaml())
     judged = run_folds(plan, contenders, settings, progress)
     results = to_results(plan, judged, settings)
     results.seconds["all"] = round(time.perf_counter() - started, 2)

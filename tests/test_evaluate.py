@@ -165,6 +165,10 @@ def test_what_a_contender_may_not_say(shards, tmp_path, spoil, message):
         run_folds(plan_evaluation(settings), [Peeking()], settings)
     with pytest.raises(SettingsError, match="different names, found quick, quick"):
         run_folds(plan_evaluation(settings), [Quick(), Quick()], settings)
+    fresh = settings_of(shards, tmp_path / "fresh")
+    with pytest.raises(SettingsError, match="different names"):
+        run_folds(plan_evaluation(fresh), [Quick(), Quick()], fresh)
+    assert not fresh.output.exists(), "what is refused leaves nothing behind"
 
 
 def test_what_pre_training_saw_is_compared_before_anything_is_computed_and_told(shards, tmp_path):
