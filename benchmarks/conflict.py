@@ -2,8 +2,8 @@
 
 SHARDS are made of `affekt synth --conflict 0.3`, so that every clip says what was planted in its voice and in its face.
 Two fine-tuned models (or one of both streams, asked with each alone) answer by one stream each. From their answers on
-the test speakers, and their mistakes on the development speakers, follows the share of conflicts; the planted one is
-known. The last line of the output is JSON.
+all other speakers, calibrated on the development speakers, follows the share of conflicts; the planted one is known.
+The models must have been trained on another corpus (another `--seed`). The last line of the output is JSON.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     index = ShardIndex.open(arguments.shards)
     models = {"voice": load_finetuned(arguments.voice), "face": load_finetuned(arguments.face)}
-    sides = {side: where(index, {"split": side}) for side in ("dev", "test")}
+    sides = {"dev": where(index, {"split": "dev"}), "test": where(index, {"split": ["train", "test"]})}
     said = {(who, side): answers(models[who], index, sides[side], who) for who in models for side in sides}
     figures = recovered(index, sides["test"], said)
     table = Table(title=f"{len(said['voice', 'test'])} test clips")

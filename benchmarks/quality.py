@@ -41,6 +41,7 @@ SYNTHETIC = {
     "synth_conflict": ("--clips", "1200", "--speakers", "30", "--seed", "11", "--conflict", "0.3"),
 }
 STREAMS = {"both": "both", "audio": "voice", "video": "face"}
+ALONE = {"both": (), "audio": ("data.augment.flip=false",), "video": ("varied.sound={}",)}  # nothing else has an effect
 TWIN = {"pretrained": "", "random": "random_", "statistics": "stats_"}
 
 
@@ -156,7 +157,7 @@ def planted(data: Path) -> list[Row]:
             figure = f"{TWIN[features]}planted_{STREAMS[stream]}_probe_uar"
             rows.append(Row("Planted", system.title, figure, system.scores["uar"], seeds_of(system)))
     for stream, name in STREAMS.items():
-        affekt("finetune", "synth_finetune", f"streams={stream}", f"out=runs/synth_{name}")
+        affekt("finetune", "synth_finetune", f"streams={stream}", f"out=runs/synth_{name}", *ALONE[stream])
         tuned = Results.read(f"runs/synth_{name}/results.json")
         rows.append(row("Planted", f"fine-tuned, {name}", f"planted_{name}_finetune_uar", tuned, 0))
     models = (f"--{name}=runs/synth_{name}/seed-0/model" for name in ("voice", "face"))

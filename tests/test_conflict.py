@@ -85,8 +85,39 @@ def test_answers_to_each_stream_alone_recover_the_planted_share(planted):
     streams = [answers(voice, 0.9), answers(face, 0.85)]
     dev = [answers(rng.integers(0, k, 2000), accuracy) for accuracy in (0.9, 0.85)]
     assert abs(conflict_share(*streams, *dev) - planted) < 0.02
+    with pytest.raises(SettingsError, match="no development clip has d; how they are mistaken"):
+        conflict_share(*streams, dev[0], dev[1].take(dev[1].label < 3))
     naive = np.mean(streams[0].logits.argmax(1) != streams[1].logits.argmax(1))
     assert planted > 0.5 or naive - planted > 0.05  # mistakes look like conflicts where they are not accounted for
+
+
+def test_the_share_holds_with_few_development_clips_and_answers_that_are_biased_and_too_sure():
+    """Beside the plain correction, by how often which class is taken for which."""
+    rng, k, shares, counted = np.random.default_rng(3), len(CLASSES), [], []
+    centres = 2 * np.eye(k)
+
+    def answers(truth):
+        seen = centres[truth] + rng.standard_normal((len(truth), k))
+        sure = -2.0 * ((seen[:, None] - centres) ** 2).sum(2) + np.array([0, 1.0, 0, -1.0])
+        return Predictions([f"clip{i}" for i in range(len(truth))], CLASSES, logits=sure, label=truth)
+
+    def confused(dev):
+        counts = np.full((k, k), 0.5)
+        np.add.at(counts, (dev.label, dev.logits.argmax(1)), 1)
+        return counts / counts.sum(1, keepdims=True)
+
+    for _ in range(12):
+        voice = rng.integers(0, k, 1000)
+        face = np.where(rng.random(1000) < 0.3, (voice + rng.integers(1, k, 1000)) % k, voice)
+        streams, dev = [answers(voice), answers(face)], [answers(rng.integers(0, k, 150)) for _ in range(2)]
+        shares.append(conflict_share(*streams, *dev) - np.mean(voice != face))
+        said = [table.logits.argmax(1) for table in streams]
+        pairs = np.zeros((k, k))
+        np.add.at(pairs, tuple(said), 1 / 1000)
+        truths = np.linalg.inv(confused(dev[0])).T @ pairs @ np.linalg.inv(confused(dev[1]))
+        counted.append(1 - np.trace(truths) - np.mean(voice != face))
+    error, plain = (float(np.sqrt(np.mean(np.square(x)))) for x in (shares, counted))
+    assert error < 0.05 and error < plain, (error, plain)
 
 
 def test_the_report_finds_the_planted_share_of_the_synthetic_corpus():

@@ -100,7 +100,7 @@ def test_the_benchmark_of_conflicts_knows_what_was_planted(place, tmp_path, enco
             "label_voice": CLASSES[i % 6],
             "label_face": face,
             "speaker": f"s{i // 5}",
-            "split": "dev" if i < 10 else "test",
+            "split": "dev" if i < 12 else "train" if i < 16 else "test",
         }
         pictures = rng.integers(0, 255, (30, 64, 64, 3), np.uint8)
         clips.append(encode_clip(f"c{i}", pictures, rng.normal(0, 0.1, 19200), **meta))
@@ -110,5 +110,5 @@ def test_the_benchmark_of_conflicts_knows_what_was_planted(place, tmp_path, enco
     model = str(place[0] / "model")
     conflict.main([str(tmp_path / "shards"), "--voice", model, "--face", model])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
-    assert figures["conflict_share_planted"] == pytest.approx(0.2)  # clips 12 and 16 of 10 to 19
+    assert figures["conflict_share_planted"] == pytest.approx(0.25)  # clips 12 and 16 of 12 to 19
     assert all(0 <= value <= 1 for value in figures.values())

@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 
 from affekt.data.errors import SettingsError
 from affekt.finetune.metrics.intervals import as_interval, resampled
@@ -22,6 +24,7 @@ from affekt.finetune.stress.scene import Scene
 CONSISTENT, FACE, VOICE = "consistent", "follows_face", "follows_voice"
 SUBSETS = (CONSISTENT, FACE, VOICE, "neither", "tie", "overruled")
 UNJUDGED = "conflict"  # nobody has judged both streams together
+SMALL = 0.001  # weight of squared biases
 
 
 def winner(votes: Mapping[str, float] | None) -> str:
@@ -152,17 +155,16 @@ def swapped_conflict(
 def conflict_share(voice: Predictions, face: Predictions, dev_voice: Predictions, dev_face: Predictions) -> float:
     """The share of clips whose voice and face express different classes, by a model's answers to each stream alone.
 
-    Mistakes of either answer look like conflicts. How often the model takes which class for which is counted on
-    development clips with `label` of that stream, and the joint distribution of both truths is the one under which the
-    answers to the test clips are most likely (expectation maximisation; Saerens et al. 2002, section 2.2, with two
-    answers that err independently of each other).
+    Mistakes of either answer look like conflicts. Its probabilities are calibrated on development clips with `label` of
+    that stream, and the joint distribution of both truths is the one under which the test clips are most likely
+    (expectation maximisation; Saerens et al. 2002, section 2.2, with two answers that err independently of each other).
+    Raises SettingsError for classes that no development clip has.
     """
     if voice.ids != face.ids or voice.classes != face.classes:
         raise SettingsError("the answers to voice and face are of other clips or classes; judge the same with both")
-    k, answers = len(voice.classes), (voice.logits.argmax(1), face.logits.argmax(1))
-    takes = [_confused(table, k) for table in (dev_voice, dev_face)]
-    # (N, K, K): how likely the answers to a clip are under each pair of truths.
-    likely = takes[0][:, answers[0]].T[:, :, None] * takes[1][:, answers[1]].T[:, None, :]
+    k = len(voice.classes)
+    # (N, K, K): how likely a clip is under each pair of truths, up to a factor.
+    likely = _likelihood(voice, dev_voice)[:, :, None] * _likelihood(face, dev_face)[:, None, :]
     joint = np.full((k, k), 1 / k**2)
     for _ in range(500):
         posterior = joint * likely
@@ -172,12 +174,26 @@ def conflict_share(voice: Predictions, face: Predictions, dev_voice: Predictions
     return float(1 - np.trace(joint))
 
 
-def _confused(table: Predictions, k: int) -> np.ndarray:
-    """(K, K) P(answer | truth), with half a clip added to each cell so that nothing is impossible."""
-    counts = np.full((k, k), 0.5)
-    known = table.label >= 0
-    np.add.at(counts, (table.label[known], table.logits[known].argmax(1)), 1)
-    return counts / counts.sum(1, keepdims=True)
+def _likelihood(table: Predictions, dev: Predictions) -> np.ndarray:
+    """(N, K) P(clip | class) up to a factor of the clip: calibrated probabilities over the shares of the classes. A
+    temperature and a bias of each class are fitted on the development clips (Alexandari et al. 2020, section 3: what
+    this maximum likelihood needs)."""
+    known = dev.label >= 0
+    counts = np.bincount(dev.label[known], minlength=len(dev.classes))
+    if not counts.all():
+        missing = [name for name, count in zip(dev.classes, counts) if not count]
+        raise SettingsError(f"no development clip has {', '.join(missing)}; how they are mistaken is not known")
+    logits, hot = dev.logits[known], np.eye(len(counts))[dev.label[known]]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        scale, bias = np.exp(parameters[0]), parameters[1:]
+        told = log_softmax(logits * scale + bias, 1)
+        slope = (np.exp(told) - hot) / len(hot)
+        value = -(told * hot).sum() / len(hot) + SMALL * bias @ bias  # or biases could drift off together
+        return value, np.array([(slope * logits).sum() * scale, *(slope.sum(0) + 2 * SMALL * bias)])
+
+    fitted = minimize(loss, np.zeros(1 + len(counts)), jac=True).x
+    return softmax(table.logits * np.exp(fitted[0]) + fitted[1:], 1) / (counts / counts.sum())
 
 
 def _share(rows: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
