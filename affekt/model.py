@@ -16,6 +16,7 @@ from affekt.data.errors import DataError, SettingsError
 from affekt.data.media.clip import PreparedClip, PrepareSettings
 from affekt.data.media.workers import prepare_clip_safely
 from affekt.finetune.finetuned import is_finetuned
+from affekt.pretrain.device import device_of
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.export import load_encoder
 
@@ -114,6 +115,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> "Model | Pre
     """Load a folder written by `affekt export`, or a `.pth` file of the authors of HiCMAE; of one by `affekt finetune`,
     OUT/seed-N/model, what it returns has `predict` in place of `embed`. Raises CheckpointError with the reason when it
     is refused."""
+    device = device_of(device)
     if is_finetuned(folder):
         from affekt.predictor import Predictor
 

@@ -29,8 +29,9 @@ def predict(
     if out:
         check_place(out, files)
     from affekt.predictor import Predictor
+    from affekt.pretrain.device import device_of
 
-    predictor = Predictor(model, device)
+    predictor = Predictor(model, device_of(device))
     found, failed = [], []
     for path in files:
         try:

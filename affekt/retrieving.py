@@ -1,6 +1,7 @@
 """`affekt index`, `affekt retrieve` and `affekt recall`: find clips by what is heard and seen in another one."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from affekt.arguments import AsJson, Config, Overrides, PrintConfig, answer, conditions, find_experiment
-from affekt.data.errors import CheckpointError, SettingsError
+from affekt.data.errors import AffektError, CheckpointError, DataError, SettingsError
 from affekt.progress import progress
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def index(
         about = write_clip_index(load_encoder(export), export, clips, out, **how, progress=report)
     counts = ", ".join(f"{count} by {name}" for name, count in about["clips"].items() if name in about["streams"])
     lines = [f"{out}: {counts} ({about['kind']}, space {about['space']})"]
+    if about["unread"]:
+        lines.append(f"{len(about['unread'])} clips could not be read and are not in it, first {about['unread'][0]}")
     for name, tuned in about["tuned"].items():
         lines.append(
             f"{name}: finds {tuned['recall']:.1%} of the exact {tuned['k']} best, by {tuned['queries']} queries at an "
@@ -81,16 +84,27 @@ def retrieve(
     label: Annotated[str, typer.Option(help="Field of the manifest to show.")] = "label",
     as_json: AsJson = False,
 ) -> None:
-    """Find the clips of an index that are most like CLIP: `--to video` the faces that go with its voice."""
+    """Find the clips of an index that are most like CLIP: `--to video` the faces that go with its voice.
+
+    Exit code 2 where a CLIP is unreadable; the others are answered.
+    """
     from affekt.data.media.workers import prepare_clip_safely
     from affekt.finetune.retrieval.index import ClipIndex
 
     opened = ClipIndex.open(folder)
     model = _model(opened, encoder)
-    found = []
+    fields = set().union(*(clip["meta"] for clip in opened.clips))
+    if label not in {"label", *fields}:
+        raise SettingsError(f"--label {label}: no clip of the index has it; known: {', '.join(sorted(fields))}")
+    found, failed = [], []
     for path in clips:
-        prepared = prepare_clip_safely(path, model.prepare_settings)
-        features = model.contrast_features(prepared, opened.about["windows"], opened.space.segments)
+        try:
+            prepared = prepare_clip_safely(path, model.prepare_settings)
+            features = model.contrast_features(prepared, opened.about["windows"], opened.space.segments)
+        except AffektError as error:
+            failed.append(str(path))
+            print(f"affekt: {path}: {error}", file=sys.stderr)
+            continue
         has = {name.partition("_")[0] for name in features}
         query, target = choose_streams(has | ({"both"} if len(has) == 2 else set()), set(opened.searches), by, to, path)
         rows = {name: x[None].numpy() for name, x in features.items()}
@@ -99,8 +113,7 @@ def retrieve(
         found.append({"clip": str(path), "by": query, "to": target, "answers": answers})
     if as_json:
         print(json.dumps({"index": str(folder), "queries": found}, ensure_ascii=False))
-        return
-    for one in found:
+    for one in found if not as_json else ():
         table = Table(title=Text(f"{one['clip']}: {one['by']} to {one['to']}"))
         for name in ("", "clip", "cosine", label, "speaker"):
             table.add_column(name)
@@ -114,6 +127,9 @@ def retrieve(
             )
             table.add_row(*(Text(str(cell)) for cell in cells))
         Console().print(table)
+    if failed:
+        rest = "; the others are answered" if found else ""
+        raise DataError(f"{len(failed)} of {len(clips)} clips could not be asked with{rest}")
 
 
 def recall(
@@ -164,12 +180,13 @@ def choose_streams(has: set[str], held: set[str], by: str | None, to: str | None
 
 def _model(opened: "ClipIndex", encoder: Path | None) -> "Model":
     from affekt.finetune.features import weights_hash
-    from affekt.model import load
+    from affekt.model import Model
+    from affekt.pretrain.export import load_encoder
 
     where = encoder or Path(opened.about["export"])
     if not where.exists():
         raise CheckpointError(f"{where}: the export of this index is not there; name it by --encoder")
-    model = load(where)
+    model = Model(load_encoder(where))
     if weights_hash(model.encoder) != opened.about["weights"]:
         raise CheckpointError(
             f"{where}: other weights than those that {opened.folder} was made with; name theirs by --encoder, or index "

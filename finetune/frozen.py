@@ -12,11 +12,12 @@ from affekt.data.errors import SettingsError
 from affekt.data.shards import ShardIndex
 from affekt.finetune.contenders import Outcome, Part, Report
 from affekt.finetune.features import extract, weights_hash
-from affekt.finetune.probes.probe import check_preparation, device_of
+from affekt.finetune.probes.probe import check_preparation
 from affekt.finetune.probes.search import one_thread, search_table
 from affekt.finetune.probes.settings import ProbeSettings, Stream
 from affekt.finetune.probes.task import Task
 from affekt.finetune.protocols import Protocol
+from affekt.pretrain.device import device_of
 from affekt.pretrain.export import load_encoder, random_encoder
 from affekt.pretrain.seen import read_seen
 

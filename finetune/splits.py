@@ -9,7 +9,7 @@ import numpy as np
 
 from affekt.data.errors import SettingsError
 from affekt.data.shards import ShardIndex
-from affekt.data.split import assert_disjoint, assert_no_shared_source, group_fraction, where
+from affekt.data.split import assert_disjoint, assert_no_shared_source, group_fraction, group_of, where
 
 # Values of manifest fields, `{split: [test]}`, or `{fraction: 0.2}` of the groups there are.
 Selector = dict[str, float | int | str | list[str | int]]
@@ -41,31 +41,38 @@ def split_clips(
 
 
 def check_unseen(
-    index: ShardIndex, test: np.ndarray, pretraining: dict[str, Any], *, group: str, transductive: bool
+    index: ShardIndex,
+    test: np.ndarray,
+    pretraining: dict[str, Any],
+    *,
+    group: str,
+    transductive: bool,
+    who: str = "pre-training",
 ) -> dict[str, Any]:
     """Compare the test clips (positions) with what pre-training saw: ids, source files and, by `group`, speakers or
     sessions (speakers too where an older export does not list its sessions).
 
-    `pretraining` is an export's `pretrain_data.json`. Returns the counts for the results. Raises SettingsError naming
-    some of what is shared unless `transductive`.
+    `pretraining` is the `pretrain_data.json` of an export, or of a model; `who` says of which. Returns the counts for
+    the results. Raises SettingsError naming some of what is shared unless `transductive`, and for a clip without group.
     """
     samples = [index.samples[p] for p in test]
     values = {"ids": {s.id for s in samples}, "sources": {s.source_sha256 for s in samples} - {""}}
     if group == "speaker" or (group == "session" and "sessions" not in pretraining):
-        values["speakers"] = {str(s.meta["speaker"]) for s in samples if group == "speaker" or s.meta.get("speaker")}
+        named = [p for p, s in zip(test, samples) if group == "speaker" or s.meta.get("speaker")]
+        values["speakers"] = {group_of(index, p, "speaker") for p in named}
     elif group == "session":
-        values["sessions"] = {str(s.meta["session"]) for s in samples}
+        values["sessions"] = {group_of(index, p, "session") for p in test}
     shared = {what: sorted(found & set(map(str, pretraining[what]))) for what, found in values.items()}
     if any(shared.values()) and not transductive:
         parts = [f"{len(found)} {what} ({', '.join(found[:3])})" for what, found in shared.items() if found]
         raise SettingsError(
-            f"pre-training has seen test clips: shared {' and '.join(parts)}. Pre-train without them, choose other test"
-            " clips, or set `transductive: true`, which marks every result"
+            f"{who} has seen test clips: shared {' and '.join(parts)}. Learn without them, choose other test clips, or "
+            "set `transductive: true`, which marks every result"
         )
     nameless = pretraining.get("without_speaker", 0) if group == "speaker" else 0
     if nameless:
         print(
-            f"note: {nameless} clips of pre-training have no known speaker; test speakers may be among them",
+            f"note: {nameless} clips that {who} saw have no known speaker; test speakers may be among them",
             file=sys.stderr,
         )
     return {

@@ -183,7 +183,7 @@ def read_metrics(path: Path) -> list[dict]:
     """The rows of a `metrics.jsonl`, without a line that a killed process or a full disk left half written, and without
     values that are no numbers, which nobody of us wrote."""
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -13,6 +13,7 @@ from affekt.cli import run
 from affekt.data.errors import DataError
 from affekt.data.media.clip import PrepareSettings
 from affekt.data.prepare import prepare
+from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
 from affekt.finetune.retrieval import indexing
 from affekt.finetune.retrieval.evaluate import recall
@@ -119,6 +120,36 @@ def test_other_weights_and_damage_are_refused(films, tmp_path, capsys):
     assert "holds shards" in capsys.readouterr().err
 
 
+def test_a_clip_that_cannot_be_asked_with_costs_the_others_no_answer(films, capsys):
+    (films / "words.mp4").write_text("no film")
+    ask = ["retrieve", *(str(films / name) for name in ("words.mp4", "film1.mp4")), "--index", str(films / "index")]
+    assert run([*ask, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert [query["clip"] for query in json.loads(out)["queries"]] == [str(films / "film1.mp4")]
+    assert "words.mp4" in err and "1 of 2 clips could not be asked with; the others are answered" in err
+    assert run([*ask, "--label", "mood"]) == 1 and "known: label, speaker" in capsys.readouterr().err
+
+
+def test_what_an_index_may_replace_and_what_it_holds(export, tmp_path, encode_clip, capsys):
+    """Of three clips one is damaged, and one has a line break in its title that JSON need not escape."""
+    clips = [encode_clip(f"clip{n}", None, np.full(16000, 0.1), title="a\u2028b", speaker="s") for n in range(3)]
+    clips[1][1]["flac"] = b"noise"
+    writer = ShardWriter(tmp_path / "shards")
+    writer.write_shard(0, clips)
+    writer.finish({"size": 32, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": PREPARE})
+    command = ["index", str(export), str(tmp_path / "shards"), str(tmp_path / "index"), "--windows", "1"]
+    assert run([*command, "--stream", "vidoe"]) == 1 and "no stream is called vidoe" in capsys.readouterr().err
+    assert not (tmp_path / "index").exists()
+    assert run(command) == 0 and "1 clips could not be read and are not in it, first clip1" in capsys.readouterr().out
+    opened = ClipIndex.open(tmp_path / "index")
+    assert opened.about["unread"] == ["clip1"] and [clip["meta"]["title"] for clip in opened.clips] == ["a\u2028b"] * 3
+    assert opened.rows["audio"].tolist() == [0, 2]
+    (tmp_path / "index" / "answers.json").write_text("mine")
+    assert run(command) == 1 and "other files beside the index (answers.json)" in capsys.readouterr().err
+    (tmp_path / "index" / "answers.json").unlink()
+    assert run(command) == 0
+
+
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_approximate_kinds_answer_from_their_files(kind, export, index, tmp_path, capsys):
     folders = {}
@@ -205,7 +236,10 @@ def test_an_experiment_writes_what_was_found(experiment, tmp_path, capsys):
     (table,) = results.tables
     chance = {row[1]: row for row in table.rows if row[0] == "Chance"}
     assert chance["audio_to_video"][5] == f"{100 / 12:.1f}" and chance["audio_to_video"][8] == "6.5"
-    assert results.clips == {"base": 12, "dev": 12, "fit": 24} and results.licences == ["CC-BY-4.0", "CC0"]
+    assert results.clips == {"base": 12, "dev": 12, "fit": 24, "unread": []} and results.licences == [
+        "CC-BY-4.0",
+        "CC0",
+    ]
     (tmp_path / "again.yaml").write_text((settings.output / "settings.yaml").read_text())
     where = ["output=" + str(tmp_path / "again"), "random_seeds=[]", "dev={}", "label=null"]
     assert run(["recall", str(tmp_path / "again.yaml"), *where]) == 0
@@ -219,6 +253,8 @@ def test_an_experiment_writes_what_was_found(experiment, tmp_path, capsys):
     chosen = ["index", str(settings.encoder), str(shards), str(tmp_path / "index"), "--space", str(space)]
     assert run([*chosen, "--where", "split=test", "--windows", "1", "--json"]) == 0
     assert len(ClipIndex.open(tmp_path / "index").clips) == 12
+    chosen[1] = str(make_export(tmp_path / "other", seed=2))
+    assert run(chosen) == 1 and "chosen for another encoder" in capsys.readouterr().err
 
 
 def test_leaks_and_empty_parts_are_refused(experiment, index, tmp_path):
@@ -230,5 +266,11 @@ def test_leaks_and_empty_parts_are_refused(experiment, index, tmp_path):
     assert "(transductive)" in transductive.systems[0].title
     with pytest.raises(Exception, match="no clip left for `dev`"):
         recall(experiment(dev={"split": "test"}))
+    with pytest.raises(Exception, match=r"no clip left for `base`.*in these shards split is dev, test, train"):
+        recall(experiment(base={"split": "validation"}))
+    with pytest.raises(Exception, match="no clip left for `base`: say which"):
+        recall(experiment(base={}))
+    with pytest.raises(Exception, match="no `session`"):
+        recall(experiment(group="session", dev={}, fit={}))
     with pytest.raises(Exception, match="stand on both sides"):
         recall(experiment(base={"label": "happy"}, dev={"label": "sad"}))

@@ -1,6 +1,9 @@
 """`affekt stress`: from a model's folder and shards to results, report and sheet; goes on, and refuses seen clips."""
 
+import csv
+import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,14 +60,19 @@ def test_the_command_writes_results_report_and_sheet_and_goes_on(place, monkeypa
     assert results.tables[0].rows[1][0] == "other" and results.tables[0].rows[0][1] == "12"
     assert {f.attribute for f in results.fairness} <= {"speaker"} and "groups by sex" in results.protocol["left_out"]
     assert [c.subsets for c in results.conflict] == [{"consistent": 12, "conflict": 12}]  # those made by swapping
+    rows = list(csv.DictReader(io.StringIO((out / "stress.csv").read_text())))
+    assert len(rows) == sum(len(s.levels) for s in results.stress)
+    assert [float(row["value"]) for row in rows if row["damage"] == "blur"] == [results.stress[1].scores[0].value]
     html = (out / "report.html").read_text()
+    assert "The model learned, with labels or without, from" in html
     assert "Beginning of the clip" in html and "spoiled in every way" in html
     assert Image.open(out / "preview.png").size[0] > 600
 
     asked = []
     real = judging.judge_clips
     monkeypatch.setattr(sweep, "judge_clips", lambda *a, **k: asked.append(k.get("alter")) or real(*a, **k))
-    (out / "predictions" / "stress" / "blur@4.safetensors").unlink()
+    kept = out / "predictions" / "stress" / "blur@4.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-9])
     assert cli.run(args) == 0
     assert len(asked) == 1 and Results.read(out / "results.json").stress == results.stress
 
@@ -76,7 +84,29 @@ def test_seen_clips_and_wrong_settings_are_refused(place, capsys):
     assert "seen test clips" in capsys.readouterr().err
     assert cli.run([*args, "damage.alterations={blurr: []}"]) == 1
     assert "no `blurr`" in capsys.readouterr().err
+    assert cli.run([*args, "damage.alterations={jpeg: [-5]}"]) == 1
+    assert "alterations.jpeg: -5 is not within 1 and 100" in capsys.readouterr().err
+    assert cli.run([*args, "across={x: {shards: /nowhere}}"]) == 2
+    assert cli.run([*args, f"across={{{Path(shards).name}: {{shards: {shards}}}}}"]) == 1
+    assert "have this name in the table" in capsys.readouterr().err
+    assert cli.run([*args, "--device", "tpu9"]) == 1 and "device tpu9" in capsys.readouterr().err
+    assert cli.run([*args, "--device", "cuda:99"]) == 1 and "CUDA devices" in capsys.readouterr().err
     assert not (folder / "refused").exists()
+
+
+def test_fields_that_only_the_clips_know_are_compared_and_nameless_ones_refused(place, encode_clip, capsys):
+    folder, shards, _ = place
+    args = ["stress", str(folder / "model"), shards, str(folder / "fields"), *DAMAGE[1:]]
+    args += ["damage.alterations={gain: [0]}", "data.clips={split: [dev, test]}", "swap=false", "fairness=[split]"]
+    assert cli.run(args) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if "groups by split" in line)
+    assert "dev" in told and "test" in told and "unknown" not in told, "of one speaker each"
+    sound = np.random.default_rng(0).normal(0, 0.1, 19200)
+    writer = ShardWriter(folder / "nameless")
+    writer.write_shard(0, [encode_clip(f"n{i}", None, sound, label=CLASSES[i], split="test") for i in range(4)])
+    writer.finish({"size": 64, "fps": 25, "sample_rate": 16000, "picture": "mjpeg", "prepare": {}})
+    args = ["stress", str(folder / "model"), str(folder / "nameless"), str(folder / "out2"), *DAMAGE]
+    assert cli.run(args) == 1 and "clip n0 has no `speaker`" in capsys.readouterr().err
 
 
 def test_a_preview_alone_and_the_settings(place, capsys):

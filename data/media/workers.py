@@ -47,7 +47,8 @@ Task = Literal["encode", "raw", "measure"]  # what to do with each clip, see `_T
 
 
 def prepare_clip_safely(clip: Clip | str | Path, settings: PrepareSettings | None = None) -> PreparedClip:
-    """`prepare_clip` in a process of its own that is killed at the deadline. Raises MediaError with a cause."""
+    """`prepare_clip` in a process of its own that is killed at the deadline; says on stderr where a file was too long.
+    Raises MediaError with a cause."""
     settings = settings or PrepareSettings()
     clip = clip if isinstance(clip, Clip) else clip_of_file(clip)
     with contextlib.closing(MediaPool(settings, 1)) as pool:
@@ -55,6 +56,8 @@ def prepare_clip_safely(clip: Clip | str | Path, settings: PrepareSettings | Non
     if isinstance(outcome, Failure):
         raise MediaError(outcome.cause, outcome.message)
     ((record, members),) = outcome
+    if "cut" in record["flags"]:
+        print(f"note: {clip.id}: of its length the first {settings.max_duration:g} s are taken", file=sys.stderr)
     frames = waveform = None
     if "frames" in members:
         shape = (record["frames"], settings.size, settings.size, 3)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from affekt.data.errors import SettingsError
 from affekt.data.files import refuse_other_kind, write_text
@@ -30,6 +29,7 @@ from affekt.finetune.report.results import write_results_report
 from affekt.finetune.report.rows import results_csv
 from affekt.finetune.schema import Layers, Results
 from affekt.finetune.splits import check_unseen, licences
+from affekt.pretrain.device import device_of
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.export import load_encoder, random_encoder
 from affekt.pretrain.seen import read_seen
@@ -137,15 +137,6 @@ def feature_tables(
 def ranks() -> dict[str, int]:
     """This process among those that `torchrun` started; the only one otherwise."""
     return {"rank": int(os.environ.get("RANK", 0)), "world_size": int(os.environ.get("WORLD_SIZE", 1))}
-
-
-def device_of(name: str) -> torch.device:
-    """`auto` is the GPU of this rank where there is one. SettingsError for one that is not there."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingsError(f"device {name}: this machine has no CUDA device; say device=cpu or leave it to `auto`")
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def token_layers(encoder: Encoder, settings: ProbeSettings) -> list[str]:

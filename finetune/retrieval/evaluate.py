@@ -3,15 +3,15 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from affekt.data.errors import SettingsError
 from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.shards import ShardIndex
-from affekt.data.split import assert_disjoint, assert_no_shared_source, where
+from affekt.data.split import assert_disjoint, assert_no_shared_source, group_of, where
 from affekt.finetune.features import weights_hash
 from affekt.finetune.probes.results import versions
 from affekt.finetune.retrieval.recall import Found, evaluate
@@ -19,6 +19,7 @@ from affekt.finetune.retrieval.settings import RetrievalSettings
 from affekt.finetune.retrieval.tables import HEAD, NOTE, cells, describe, differences
 from affekt.finetune.schema import Results, Table
 from affekt.finetune.splits import check_unseen, licences
+from affekt.pretrain.device import device_of
 from affekt.pretrain.encoder import Encoder
 from affekt.pretrain.export import load_encoder, random_encoder
 from affekt.pretrain.seen import read_seen
@@ -37,6 +38,8 @@ def recall(settings: RetrievalSettings, progress: Callable[[int, int], None] | N
     pretraining = read_seen(settings.encoder)
     who = {"group": settings.group, "transductive": settings.transductive}
     seen = check_unseen(index, np.array(base), pretraining, **who)
+    device_of(settings.device)  # said before features are computed, as what follows
+    groups = [group_of(index, p, settings.group) for p in base]
     refuse_other_kind(settings.output, "results of `affekt recall`")
     settings.output.mkdir(parents=True, exist_ok=True)
     encoder = load_encoder(settings.encoder)
@@ -50,7 +53,6 @@ def recall(settings: RetrievalSettings, progress: Callable[[int, int], None] | N
     found = [(name, measured(make(), name == "statistics", index, parts, settings, heard)) for name, make in encoders]
     if progress:
         progress(total, total)  # clips that are short have fewer windows
-    groups = [_group(index, p, settings.group) for p in base]
     systems, rows = [], []
     for name, kind in dict.fromkeys((name, kind) for name, kinds in found for kind in kinds):
         ours = [kinds[kind] for other, kinds in found if other == name]
@@ -58,11 +60,12 @@ def recall(settings: RetrievalSettings, progress: Callable[[int, int], None] | N
         systems.append(system)
         rows += lines
     kinds = found[0][1]
+    unread = next(iter(kinds["contrast"].values())).unread
     chance = kinds.get("chosen", kinds["contrast"])
     rows += [
         ["Chance", task, "", str(len(f.ranks.first)), str(f.items), *cells(f.chance)] for task, f in chance.items()
     ]
-    save_spaces(settings.output, kinds)
+    save_spaces(settings.output, kinds, weights_hash(encoder))
     results = Results(
         command="recall",
         title=settings.title,
@@ -70,7 +73,7 @@ def recall(settings: RetrievalSettings, progress: Callable[[int, int], None] | N
         label=settings.label or "",
         main_score=f"{next(iter(chance))}_recall_1",
         protocol={"base": settings.base, "first": settings.first, "dev": settings.dev, "fit": settings.fit},
-        clips={"base": len(base), "dev": len(dev), "fit": len(fit)},
+        clips={"base": len(base), "dev": len(dev), "fit": len(fit), "unread": unread},
         systems=systems,
         differences=differences(found, groups, settings.bootstrap, settings.seed, settings.group),
         tables=[Table(title="Recall, median rank and mean average precision", head=HEAD, rows=rows, note=NOTE)],
@@ -95,7 +98,12 @@ def parts_of(index: ShardIndex, settings: RetrievalSettings) -> tuple[list[int],
         found = sorted(found, key=lambda p: index.samples.row(p)["id"])
         found = found[: settings.first] if name == "base" else found
         if not found and (selector or name == "base"):
-            raise SettingsError(f"{index.root}: no clip left for `{name}`: {selector}")
+            known = {key: sorted({str(row["meta"].get(key)) for row in index.samples.rows()}) for key in selector}
+            there = "; ".join(f"{key} is {', '.join(values[:12])}" for key, values in known.items())
+            raise SettingsError(
+                f"{index.root}: no clip left for `{name}`: {selector or 'say which, as {split: [val]}'}"
+                + (f"; in these shards {there}" if there else "")
+            )
         taken |= set(found)
         parts.append(found)
     for i, one in enumerate(parts):
@@ -113,22 +121,17 @@ def measured(
     settings: RetrievalSettings,
     heard: Callable[[int], None] | None,
 ) -> dict[str, dict[str, Found]]:
-    device = settings.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
     names = ("label", "apart", "windows", "batch_size", "workers")
     how = {name: getattr(settings, name) for name in names}
     base, dev, fit = parts
-    return evaluate(encoder.to(device), index, base, dev=dev, fit=fit, plain=plain, **how, on_batch=heard)
+    encoder = encoder.to(device_of(settings.device))
+    return evaluate(encoder, index, base, dev=dev, fit=fit, plain=plain, **how, on_batch=heard)
 
 
-def save_spaces(folder: Path, kinds: dict[str, dict[str, Found]]) -> None:
+def save_spaces(folder: Path, kinds: dict[str, dict[str, Found]], weights: str) -> None:
     """For `affekt index --space`: what was chosen, or the space of the contrast where nothing was."""
     for task, found in kinds.get("chosen", kinds["contrast"]).items():
-        found.space.save(folder / f"space-{task}.safetensors")
-
-
-def _group(index: ShardIndex, position: int, field: str) -> str:
-    row = index.samples.row(position)
-    return row["id"] if field == "id" else str(row["meta"][field])
+        replace(found.space, weights=weights).save(folder / f"space-{task}.safetensors")
 
 
 def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None] | None:

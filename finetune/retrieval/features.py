@@ -56,6 +56,14 @@ def clip_features(
     return _averaged(compute, shapes, encoder, index, positions, **how)
 
 
+def unread_clips(features: Features, index: ShardIndex, positions: Sequence[int], streams: str) -> list[str]:
+    """Ids of the clips at `positions` that hold a stream of an encoder of `streams`, and could not be read."""
+    known = np.array([np.isfinite(x).all((1, 2)) for x in features.values()]).any(0)
+    samples = index.samples
+    has = {"audio": samples.has_audio, "video": samples.has_video, "both": samples.has_audio | samples.has_video}
+    return [samples.row(p)["id"] for p, k in zip(positions, known) if has[streams][p] and not k]
+
+
 def plain_features(
     encoder: Encoder,
     index: ShardIndex,

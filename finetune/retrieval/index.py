@@ -51,7 +51,7 @@ class ClipIndex:
                 if hash_file(folder / name) != about["files"][name]:
                     raise DataError(f"{folder / name}: its checksum differs from {MANIFEST}; make the index again")
             vectors = safetensors.numpy.load_file(folder / "vectors.safetensors")
-            clips = [json.loads(line) for line in (folder / "clips.jsonl").read_text(encoding="utf-8").splitlines()]
+            clips = [json.loads(line) for line in (folder / "clips.jsonl").read_bytes().splitlines()]
             space = Space.load(folder / "space.safetensors")
             names = [clip["source_sha256"] or f"clip {clip['id']}" for clip in clips]
             files, sources = np.unique(names, return_inverse=True)

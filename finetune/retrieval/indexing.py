@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from affekt.data.errors import DataError, SettingsError
 from affekt.data.files import committed, flush, hash_file, refuse_other_kind, write_text
 from affekt.data.shards import ShardIndex
 from affekt.finetune.features import weights_hash
-from affekt.finetune.retrieval.features import clip_features
+from affekt.finetune.retrieval.features import clip_features, unread_clips
 from affekt.finetune.retrieval.index import FORMAT, MANIFEST, STREAMS, VERSION, stored
 from affekt.finetune.retrieval.search import Kind, Search, build, tune, write_index
 from affekt.finetune.retrieval.space import Features, Space, default_space
@@ -45,18 +46,26 @@ def write_clip_index(
     Features are kept part by part beside `out`, so that an interrupted command goes on; an index that stood there is
     replaced when the new one is whole. All vectors are in memory once. `streams` is what may be found, all that the
     clips have by default. `space` is by default the one that pre-training compared in, centred, where the contrast was,
-    on the clips of the index. Raises SettingsError for a stream that no clip has and for a folder that holds something
-    else, DataError where the disk refuses.
+    on the clips of the index. Clips that cannot be read are named in the manifest, `unread`. Raises SettingsError for a
+    stream that no clip has, for a space of another encoder and for a folder that holds something else, DataError where
+    the disk refuses.
     """
-    out, positions = Path(out), range(len(shards.samples)) if positions is None else positions
+    strange = set(streams or ()) - set(STREAMS)
+    if strange:
+        raise SettingsError(f"no stream is called {', '.join(sorted(strange))}; there are {', '.join(STREAMS)}")
+    out, positions = Path(out).resolve(), range(len(shards.samples)) if positions is None else positions
     refuse_other_kind(out, "an index of `affekt index`")
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise SettingsError(f"{out}: holds other files; choose another folder")
+    if out.exists():
+        check_ours(out)
     positions = sorted(map(int, positions), key=lambda p: shards.samples.row(p)["id"])  # equal scores go by id
     if not positions:
         raise SettingsError(f"{shards.root}: no clip to index")
     clips = [shards.samples.row(p) for p in positions]
     made_of = {"weights": weights_hash(encoder), "shards": shards.fingerprint, "windows": windows}
+    if space and space.weights not in ("", made_of["weights"]):
+        raise SettingsError(f"the space was chosen for another encoder than {export}; `affekt recall` finds its own")
     segments = space.segments if space else 0
     partial = kept(out, {**made_of, "segments": segments, "ids": [clip["id"] for clip in clips]})
     parts = []
@@ -83,13 +92,22 @@ def write_clip_index(
         "streams": wanted,
         "clips": counts,
         "space": space.name,
+        "unread": unread_clips(features, shards, positions, encoder.streams),
         "export": str(Path(export).resolve()),
         **made_of,
         "licences": sorted({str(clip["meta"].get("licence") or "") for clip in clips} - {""}),
     }
-    write_folder(out, about, vectors, clips, space)
+    write_folder(out, about, vectors, clips, replace(space, weights=made_of["weights"]))
     shutil.rmtree(partial, ignore_errors=True)
     return about
+
+
+def check_ours(out: Path) -> None:
+    """Raises SettingsError where a folder holds files beside those of an index, which is about to be replaced."""
+    ours = {MANIFEST, "vectors.safetensors", "clips.jsonl", "space.safetensors", *(f"{s}.faiss" for s in STREAMS)}
+    others = sorted({path.name for path in out.iterdir()} - ours)
+    if others:
+        raise SettingsError(f"{out}: holds other files beside the index ({', '.join(others[:3])}); move them away")
 
 
 def kept(out: Path, made_of: dict[str, Any]) -> Path:

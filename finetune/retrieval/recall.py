@@ -7,14 +7,14 @@ with `apart="speaker"`, all clips of the same speaker. Ties count as chance deci
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from affekt.data.errors import SettingsError
 from affekt.data.shards import ShardIndex
-from affekt.finetune.retrieval.features import clip_features, plain_features, time_segments
+from affekt.finetune.retrieval.features import clip_features, plain_features, time_segments, unread_clips
 from affekt.finetune.retrieval.ranks import Ranks, rank
 from affekt.finetune.retrieval.space import Features, Space, aligned, centred, default_space, menu
 from affekt.pretrain.encoder import Encoder
@@ -64,14 +64,15 @@ class Clips:
 
 @dataclass
 class Found:
-    """One task: the space it was done in, what its queries found, how many items there were, and the scores that
-    scores without any difference have."""
+    """One task: the space it was done in, what its queries found, how many items there were, the scores that scores
+    without any difference have, and the clips that could not be read."""
 
     task: Task
     space: Space
     ranks: Ranks
     items: int
     chance: dict[str, float]
+    unread: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -115,10 +116,12 @@ def evaluate(
         candidates = list(menu(encoder, fitting, segments)) if choosing else []
     if candidates:
         spaces["chosen"] = choose(candidates, tasks, choosing, Clips.of(index, dev, label), apart)
-    return {
+    unread = unread_clips(together, index, np.concatenate(parts).tolist(), encoder.streams)
+    found = {
         kind: {task.name: measure(task, chosen[task.choice], base, clips, apart) for task in tasks}
         for kind, chosen in spaces.items()
     }
+    return {kind: {name: replace(one, unread=unread) for name, one in of.items()} for kind, of in found.items()}
 
 
 def tasks_of(index: ShardIndex, positions: Sequence[int], streams: str, label: str | None) -> list[Task]:

@@ -18,7 +18,7 @@ from affekt.data.errors import DataError
 from affekt.data.files import check_version, committed
 from affekt.pretrain.encoder import Encoder
 
-FORMAT, VERSION = "affekt-retrieval-space", "1.0"
+FORMAT, VERSION = "affekt-retrieval-space", "1.1"
 SMALLEST = 1e-12
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of `aligned`, as parts of the mean variance
 
@@ -31,7 +31,8 @@ class Space:
     in the encoder's list of them.
 
     `means` (K, D) by stream are taken off first: with `contrast_center` the contrast was computed so. `maps` are linear
-    maps of each stream's vectors into a common space (`aligned`).
+    maps of each stream's vectors into a common space (`aligned`). `weights` is the hash of the encoder that it was
+    chosen for, "" where that is not told (files of 1.0).
     """
 
     features: str
@@ -40,6 +41,7 @@ class Space:
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     penalty: float | None = None
     segments: int = 0
+    weights: str = ""
 
     def part(self, features: Features, stream: str) -> np.ndarray:
         """float64 (clips, taps or taps x segments, D): what the vectors are made of."""
@@ -72,7 +74,7 @@ class Space:
     def save(self, path: Path) -> None:
         """One safetensors file."""
         about = {"format": FORMAT, "version": VERSION, "features": self.features, "taps": list(self.taps)}
-        about |= {"penalty": self.penalty, "segments": self.segments}
+        about |= {"penalty": self.penalty, "segments": self.segments, "weights": self.weights}
         arrays = {f"means/{s}": x for s, x in self.means.items()} | {f"maps/{s}": x for s, x in self.maps.items()}
         arrays = {name: np.ascontiguousarray(x, np.float64) for name, x in arrays.items()} or {"none": np.zeros(1)}
         with committed(path) as file:
@@ -90,8 +92,8 @@ class Space:
                 kind: {n.partition("/")[2]: x for n, x in arrays.items() if n.startswith(kind)}
                 for kind in ("means", "maps")
             }
-            numbers = {"penalty": about["penalty"], "segments": about["segments"]}
-            return cls(about["features"], tuple(about["taps"]), **parts, **numbers)
+            told = {"penalty": about["penalty"], "segments": about["segments"], "weights": about.get("weights", "")}
+            return cls(about["features"], tuple(about["taps"]), **parts, **told)
         except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
             raise DataError(f"{path}: no space of retrieval can be read: {error!r}; make it again") from None
 

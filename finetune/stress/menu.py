@@ -19,7 +19,7 @@ OfView = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 class Alteration:
     """`make(scene, level)` spoils batches. `stream` is what it touches: a model without it is not asked.
 
-    `clean` is the level that changes nothing, None where there is none.
+    `clean` is the level that changes nothing, None where there is none; levels lie `within` two bounds.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Alteration:
     make: Callable[[Scene, float], Alter]
     clean: float | None = None
     note: str = ""
+    within: tuple[float, float] = (0.0, 1.0)
 
 
 def of_sound(batch: Batch, name: str, function: Callable[[str, np.ndarray, np.random.Generator], np.ndarray]) -> Batch:
@@ -103,39 +104,44 @@ def _babble(scene: Scene, level: float) -> Alter:
     return partial(of_sound, name="babble", function=heard)
 
 
-def _of_sound(name, title, unit, levels, function, clean=None, note="") -> Alteration:
-    return Alteration(name, title, unit, levels, "audio", _sound(name, function), clean, note)
+def _of_sound(name, title, unit, levels, function, within, clean=None, note="") -> Alteration:
+    return Alteration(name, title, unit, levels, "audio", _sound(name, function), clean, note, within)
 
 
-def _of_pictures(name, title, unit, levels, function, clean=None, note="") -> Alteration:
-    return Alteration(name, title, unit, levels, "video", _pictures(name, function), clean, note)
+def _of_pictures(name, title, unit, levels, function, within=(0.0, 1.0), clean=0) -> Alteration:
+    return Alteration(name, title, unit, levels, "video", _pictures(name, function), clean, within=within)
 
 
+DECIBELS = (-100.0, 100.0)
 SNR = (30.0, 20.0, 10.0, 5.0, 0.0, -5.0)
 SMALL = "Small changes should leave 95 % of the answers as they are."
 ALTERATIONS = {
     one.name: one
     for one in (
-        _of_sound("tone", "A tone", "dB SNR", (50.0, 45.0, 40.0), sound.tone, note=SMALL),
-        _of_sound("white_noise", "White noise", "dB SNR", SNR, sound.white),
-        _of_sound("pink_noise", "Pink noise", "dB SNR", SNR, sound.pink),
-        Alteration("babble", "Babble of six other voices", "dB SNR", SNR, "audio", _babble),
-        _of_sound("phone", "Telephone", "", (0.0, 1.0), sound.phone, 0, "1: 300 to 3,400 Hz with 8 bits of mu-law."),
-        _of_sound("low_pass", "Low pass", "Hz", (8000.0, 4000.0, 2000.0, 1000.0, 500.0), sound.low_pass, 8000),
-        _of_sound("high_pass", "High pass", "Hz", (0.0, 150.0, 300.0, 600.0, 1200.0), sound.high_pass, 0),
-        _of_sound("gain", "Gain of the sound", "dB", (-20.0, -10.0, -2.0, 0.0, 2.0, 10.0), sound.gain, 0),
-        _of_sound("clipping", "Clipped samples", "share", (0.0, 0.003, 0.01, 0.05, 0.2), sound.clipping, 0),
+        _of_sound("tone", "A tone", "dB SNR", (50.0, 45.0, 40.0), sound.tone, DECIBELS, note=SMALL),
+        _of_sound("white_noise", "White noise", "dB SNR", SNR, sound.white, DECIBELS),
+        _of_sound("pink_noise", "Pink noise", "dB SNR", SNR, sound.pink, DECIBELS),
+        Alteration("babble", "Babble of other voices", "dB SNR", SNR, "audio", _babble, within=DECIBELS),
+        _of_sound(
+            "phone", "Telephone", "", (0.0, 1.0), sound.phone, (0, 1), 0, "1: 300 to 3,400 Hz with 8 bits of mu-law."
+        ),
+        _of_sound("low_pass", "Low pass", "Hz", (8e3, 4e3, 2e3, 1e3, 500.0), sound.low_pass, (20, 8000), 8000),
+        _of_sound("high_pass", "High pass", "Hz", (0.0, 150.0, 300.0, 600.0, 1200.0), sound.high_pass, (0, 7900), 0),
+        _of_sound("gain", "Gain of the sound", "dB", (-20.0, -10.0, -2.0, 0.0, 2.0, 10.0), sound.gain, DECIBELS, 0),
+        _of_sound("clipping", "Clipped samples", "share", (0.0, 0.003, 0.01, 0.05, 0.2), sound.clipping, (0, 1), 0),
         Alteration(
             "desync", "Sound later than the pictures", "ms",
             (-800.0, -400.0, -200.0, -80.0, 0.0, 80.0, 200.0, 400.0, 800.0),
-            "both", lambda scene, level: partial(shift_sound, milliseconds=level), 0,
+            "both", lambda scene, level: partial(shift_sound, milliseconds=level), 0, within=(-60_000, 60_000),
         ),
-        _of_pictures("cover_lower", "Lower face covered", "share", (0.0, 0.25, 0.5), picture.cover_lower, 0),
-        _of_pictures("cover_upper", "Upper face covered", "share", (0.0, 0.25, 0.5), picture.cover_upper, 0),
-        _of_pictures("cover_box", "A square covered", "share", (0.0, 0.1, 0.25, 0.5), picture.cover_box, 0),
-        _of_pictures("brightness", "Brightness", "times", (0.25, 0.5, 0.98, 1.0, 1.02, 2.0), picture.brightness, 1),
-        _of_pictures("jpeg", "JPEG quality", "", (100.0, 95.0, 75.0, 50.0, 25.0, 10.0), picture.jpeg, 100),
-        _of_pictures("blur", "Blur", "% of the side", (0.0, 0.5, 1.0, 2.0, 4.0), picture.blur, 0),
-        _of_pictures("freeze", "Pictures lost and frozen", "share", (0.0, 0.25, 0.5, 0.75, 0.9), picture.freeze, 0),
+        _of_pictures("cover_lower", "Lower face covered", "share", (0.0, 0.25, 0.5), picture.cover_lower),
+        _of_pictures("cover_upper", "Upper face covered", "share", (0.0, 0.25, 0.5), picture.cover_upper),
+        _of_pictures("cover_box", "A square covered", "share", (0.0, 0.1, 0.25, 0.5), picture.cover_box),
+        _of_pictures(
+            "brightness", "Brightness", "times", (0.25, 0.5, 0.98, 1.0, 1.02, 2.0), picture.brightness, (0, 100), 1
+        ),
+        _of_pictures("jpeg", "JPEG quality", "", (100.0, 95.0, 75.0, 50.0, 25.0, 10.0), picture.jpeg, (1, 100), 100),
+        _of_pictures("blur", "Blur", "% of the side", (0.0, 0.5, 1.0, 2.0, 4.0), picture.blur, (0, 50)),
+        _of_pictures("freeze", "Pictures lost and frozen", "share", (0.0, 0.25, 0.5, 0.75, 0.9), picture.freeze),
     )
 }  # fmt: skip

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from affekt.data.batch import Batch
 from affekt.data.decode import Window
 from affekt.data.errors import DataError, SettingsError
+from affekt.data.files import committed
 from affekt.data.loader import eval_loader
 from affekt.data.shards import ShardIndex
 from affekt.data.transforms import log_mel
@@ -47,7 +48,8 @@ def write_preview(
     for share in settings.early[:1]:
         rows.append((f"first {share:.0%} of the clip", _view(Beginnings(index, share), chosen, window)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sheet(rows, f"clip {samples[chosen].id}").save(path)
+    with committed(path) as file:
+        _sheet(rows, f"clip {samples[chosen].id}").save(file, "PNG")
     return path
 
 

@@ -34,19 +34,25 @@ class Scene:
         return set(drawn[: round(share * len(drawn))])
 
     def babble(self, clip: str, length: int, rng: np.random.Generator) -> np.ndarray:
-        """`length` samples of six other speakers at once, each equally loud; where all clips are of one speaker, of six
-        other clips. Raises SettingsError where no other clip has sound."""
+        """`length` samples of six other speakers at once, each equally loud; of fewer where there are no six, and where
+        all clips are of one speaker, of six other clips. Raises SettingsError where no other clip has sound."""
         mine = self.speakers.get(clip, clip)
         others = [name for name in self.sounding if self.speakers[name] != mine]
         others = others or [name for name in self.sounding if name != clip]
         if not others:
             raise SettingsError("a babble takes the voices of other clips, and no other has sound; leave it out")
         total = np.zeros(length)
-        for pick in rng.random(VOICES):
-            voice = self.sound(others[int(pick * len(others))])
+        for name in self._voices(others, rng):
+            voice = self.sound(name)
             voice = np.resize(voice, length) if len(voice) else np.zeros(length)
             total += voice / max(float(np.sqrt(np.mean(np.square(voice, dtype=float)))), 1e-9)
         return total
+
+    def _voices(self, others: list[str], rng: np.random.Generator) -> list[str]:
+        """At most six of the clips: one of each speaker, or any where there is one speaker alone."""
+        shuffled = [others[i] for i in rng.permutation(len(others))]
+        first = {self.speakers[name]: name for name in reversed(shuffled)}
+        return (shuffled if len(first) == 1 else [name for name in shuffled if name in set(first.values())])[:VOICES]
 
     def partners(self, labels: dict[str, str]) -> dict[str, str]:
         """For each clip with sound another of the same speaker, with another label where there is one, each once: the

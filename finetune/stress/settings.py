@@ -34,9 +34,13 @@ class StressSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> "StressSettings":
-        for name in self.alterations:
+        for name, levels in self.alterations.items():
             if name not in ALTERATIONS:
                 raise ValueError(f"alterations: no `{name}`; known: {', '.join(ALTERATIONS)}")
+            low, high = ALTERATIONS[name].within
+            outside = [level for level in levels if not low <= level <= high]
+            if outside:
+                raise ValueError(f"alterations.{name}: {outside[0]:g} is not within {low:g} and {high:g}")
         for name in ("rates", "early"):
             values = getattr(self, name)
             if any(not 0 <= v <= 1 for v in values) or any(a >= b for a, b in pairwise(values)):

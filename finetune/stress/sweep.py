@@ -143,6 +143,14 @@ def _altered(alteration: Alteration, scene: Scene, levels: Sequence[float]) -> D
     return Damage(alteration.name, alteration.title, alteration.unit, made, alteration.note)
 
 
+def _read(path: Path) -> Predictions | None:
+    """What was kept; None where nothing is, or a file is damaged: it is made again."""
+    try:
+        return Predictions.read(path) if path.is_file() else None
+    except DataError:
+        return None
+
+
 @dataclass
 class _Asker:
     """Asks the model about all clips, or reads what it said before."""
@@ -164,10 +172,9 @@ class _Asker:
         key, path = self._key(name, level.level), None
         if self.folder is not None:
             path = self.folder / f"{name}@{level.level:g}.safetensors"
-            if path.is_file():
-                kept = Predictions.read(path)
-                if kept.about.get("stress") == key:
-                    return kept
+            kept = _read(path)
+            if kept is not None and kept.about.get("stress") == key:
+                return kept
         s = self.settings
         judged = judge_clips(
             self.judge,

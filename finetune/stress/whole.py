@@ -23,7 +23,7 @@ from affekt.finetune.judge import Judged, judge_clips
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.probes.results import versions
 from affekt.finetune.report.results import write_results_report
-from affekt.finetune.report.rows import results_csv
+from affekt.finetune.report.rows import results_csv, stress_csv
 from affekt.finetune.schema import Conflict, Results, System
 from affekt.finetune.scores import describe_system, main_score, task_of
 from affekt.finetune.splits import check_unseen, licences
@@ -35,6 +35,7 @@ from affekt.finetune.stress.scene import Scene
 from affekt.finetune.stress.settings import Clips, StressRun
 from affekt.finetune.stress.sweep import run_stress
 from affekt.finetune.training.judging import META
+from affekt.pretrain.device import device_of
 from affekt.pretrain.seen import read_seen
 
 
@@ -47,6 +48,7 @@ class Tested:
     labels: LabelSettings
     targets: Targets
     seen: dict[str, Any]  # counts of what the model has seen
+    fields: tuple[str, ...] = META  # of the clips, that predictions carry
 
     def predictions(self, model: Finetuned, judged: Judged, **about: Any) -> Predictions:
         at, targets = judged.positions, self.targets
@@ -62,7 +64,7 @@ class Tested:
             label=targets.label[at] if targets.classes else None,
             shares=shares if targets.classes and np.isfinite(shares).any() else None,
             ratings=targets.ratings[at] if model.dimensions else None,
-            meta={name: [str(meta.get(name) or "") for meta in metas] for name in META},
+            meta={name: [str(meta.get(name) or "") for meta in metas] for name in self.fields},
             about={"name": "model", "streams": model.streams, "unread": judged.unread, **about},
         )
 
@@ -75,15 +77,20 @@ def stress(
     report: Callable[[int, int], None] | None = None,
 ) -> Results:
     """Judge clips as they are and spoiled, compare groups of people and conflicts, judge other corpora; write
-    `results.json`, `results.csv`, `report.html` and `preview.png` to `out`. What was judged is kept in
+    `results.json`, `results.csv`, `stress.csv`, `report.html` and `preview.png` to `out`. What was judged is kept in
     `out/predictions`, so that a second call goes on where the first was ended.
 
     Raises SettingsError for clips that the model has seen, and where there is nothing to judge; CheckpointError and
     DataError for a model and shards that cannot be read.
     """
-    began, model, damage = time.monotonic(), load_finetuned(folder, device), settings.damage
+    began, model, damage = time.monotonic(), load_finetuned(folder, device_of(device)), settings.damage
     seen = read_seen(folder)
     clips = open_clips(settings.data, model, seen, settings.transductive)
+    clips.fields = tuple(dict.fromkeys((*META, *settings.fairness)))
+    others = {name: open_clips(other, model, seen, settings.transductive) for name, other in settings.across.items()}
+    own = Path(settings.data.shards).name
+    if own in others:
+        raise SettingsError(f"across.{own}: the clips of `data` have this name in the table; choose another one")
     refuse_other_kind(out, "results of `affekt stress`")
     origin = json.loads((folder / "config.json").read_text(encoding="utf-8"))["origin"]
     how = {"kind": model.kind, "windows": damage.windows, "speech": damage.speech, "batch_size": damage.batch}
@@ -106,10 +113,8 @@ def stress(
     told: dict[str, str] = {}
     fair = [told_or(told, f"groups by {a}", describe_fairness, clean, a, smallest=settings.smallest_group)
             for a in settings.fairness]  # fmt: skip
-    others = {
-        name: _judged(open_clips(other, model, seen, settings.transductive), model, how)
-        for name, other in settings.across.items()
-    }
+    corpora = {own: clean, **{name: _judged(other, model, how) for name, other in others.items()}}
+    across = told_or(told, "across corpora", across_corpora, corpora, damage.bootstrap) if others else None
     system = describe_system(
         "model",
         origin["title"],
@@ -127,7 +132,7 @@ def stress(
         command="stress",
         title=f"{origin['title']}, under stress",
         task=task_of(clean),
-        label=clips.labels.field if clips.labels.rule == "label" else clips.labels.condition,
+        label=label_of(clips.labels),
         classes=model.classes,
         dimensions=list(model.dimensions),
         main_score=main_score(task_of(clean)),
@@ -137,7 +142,7 @@ def stress(
         stress=swept,
         fairness=[one for one in fair if one],
         conflict=disputed,
-        tables=[across_corpora({Path(settings.data.shards).name: clean, **others}, damage.bootstrap)] if others else [],
+        tables=[across] if across else [],
         pretraining=clips.seen,
         licences=licences(clips.index, clips.positions, seen),
         settings=settings.model_dump(mode="json"),
@@ -146,6 +151,7 @@ def stress(
     )
     results.write(out / "results.json")
     write_text(out / "results.csv", results_csv(results))
+    write_text(out / "stress.csv", stress_csv(results))
     picture = (
         f'<img class="row" alt="One clip, spoiled in every way" src="{data_uri(sheet.read_bytes(), "image/png")}">'
     )
@@ -166,8 +172,14 @@ def open_clips(settings: Clips, model: Finetuned, seen: dict[str, Any], transduc
     positions = [p for p in where(index, settings.clips) if targets.known[p] and has[p]]
     if not positions:
         raise SettingsError(f"{settings.shards}: no clip of {settings.clips or 'all'} has a target and a stream")
-    unseen = check_unseen(index, np.array(positions), seen, group=settings.group, transductive=transductive)
+    who = {"group": settings.group, "transductive": transductive, "who": "the model"}
+    unseen = check_unseen(index, np.array(positions), seen, **who)
     return Tested(index, positions, labels, targets, unseen)
+
+
+def label_of(labels: LabelSettings) -> str:
+    """What is judged, in words of the manifest."""
+    return labels.field if labels.rule == "label" else labels.condition if labels.rule else ", ".join(labels.dimensions)
 
 
 def in_terms_of(model: Finetuned, labels: LabelSettings) -> LabelSettings:
