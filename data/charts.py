@@ -45,7 +45,7 @@ def line_chart(
         return '<p class="soft">Too few points to draw.</p>'
     lowest, highest = 0.0 if zero else min(values), max(values)
     if highest - lowest < 1e-9 * max(abs(lowest), abs(highest), 1e-9):  # all the same, which needs a scale too
-        highest = lowest + max(0.1 * abs(lowest), 1e-9)
+        highest = lowest + (max(0.1 * abs(lowest), 1e-9) if lowest else 1.0)
     ticks = nice_ticks(lowest, highest)
     low, high = ticks[0], ticks[-1]
     x_low, x_high = (0 if 0 < min(xs) < 0.1 * max(xs) else min(xs)), max(xs)  # a run is shown from its beginning

@@ -25,6 +25,8 @@ def test_charts_leave_out_what_is_not_finite():
     chart = line_chart([Line("loss", [1, 2, 3], [1.0, float("nan"), 2.0], "red")], x_name="step")
     assert chart.count("polyline") == 1 and "nan" not in chart
     assert "Too few points" in line_chart([Line("loss", [1], [1.0], "red")], x_name="step")
+    nothing = line_chart([Line("wrong", [1, 2, 3], [0.0, 0.0, 0.0], "red")], x_name="kept", zero=True)
+    assert "0.2" in nothing and "e-" not in nothing, "an axis for people"
 
 
 def test_running_mean_equals_the_slow_one():
