@@ -108,7 +108,8 @@ def test_a_stream_that_nobody_has_is_not_sold_as_trained(tiny_shards):
 def test_clips_of_unknown_speakers_are_told(tiny_shards, capsys):
     index = tiny_shards(8)
     found = check_unseen(index, [0], SEEN | {"without_speaker": 3}, group="speaker", transductive=False)
-    assert found["without_speaker"] == 3 and "3 clips that pre-training saw have no known speaker" in capsys.readouterr().err
+    assert found["without_speaker"] == 3
+    assert "3 clips that pre-training saw have no known speaker" in capsys.readouterr().err
     assert not check_unseen(index, [0], SEEN, group="speaker", transductive=False)["without_speaker"]
 
 
