@@ -101,15 +101,18 @@ def retrieve(
         try:
             prepared = prepare_clip_safely(path, model.prepare_settings)
             features = model.contrast_features(prepared, opened.about["windows"], opened.space.segments)
+            has = {name.partition("_")[0] for name in features}
+            has |= {"both"} if len(has) == 2 else set()
+            query, target = choose_streams(has, set(opened.searches), by, to, path)
+            rows = {name: x[None].numpy() for name, x in features.items()}
+            sources = () if keep_own else (prepared.record["source_sha256"],)
+            (answers,) = opened.search(rows, query, target, k, sources)
         except AffektError as error:
+            if len(clips) == 1:
+                raise
             failed.append(str(path))
             print(f"affekt: {path}: {error}", file=sys.stderr)
             continue
-        has = {name.partition("_")[0] for name in features}
-        query, target = choose_streams(has | ({"both"} if len(has) == 2 else set()), set(opened.searches), by, to, path)
-        rows = {name: x[None].numpy() for name, x in features.items()}
-        sources = () if keep_own else (prepared.record["source_sha256"],)
-        (answers,) = opened.search(rows, query, target, k, sources)
         found.append({"clip": str(path), "by": query, "to": target, "answers": answers})
     if as_json:
         print(json.dumps({"index": str(folder), "queries": found}, ensure_ascii=False))
@@ -159,6 +162,9 @@ def recall(
         for row in rows:
             table.add_row(*map(Text, (f"{row[0]} ({row[2]})" if row[2] else row[0], *row[5:])))
         Console().print(table)
+    unread = results.clips["unread"]
+    if unread:
+        print(f"{len(unread)} clips could not be read and were left out, first {unread[0]}")
     print(f"results: {settings.output / 'results.json'}")
 
 

@@ -84,7 +84,7 @@ def load(batches: Dataset, numbers: range, workers: int) -> Iterator[Batch]:
         if isinstance(item, AffektError):
             raise item
         yield item
-        last = time.monotonic()
+        item, last = None, time.monotonic()  # what is held here would not be given back
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:

@@ -46,11 +46,20 @@ class Taken:
         return torch.from_numpy(memory)  # its parts share a storage, which holds `memory`
 
     def give_back(self) -> None:
-        """Mark the blocks free whose batches are gone."""
+        """Mark the blocks free whose batches are gone. From then on each is the worker's, and not looked at."""
+        held = []
         for memory, block in self._in_use:
             if memory() is None:
                 block[0] = 0
-        self._in_use = [use for use in self._in_use if use[1][0]]
+            else:
+                held.append((memory, block))
+        self._in_use = held
+
+    def give_back_all(self) -> None:
+        """Mark all blocks free, where nothing of theirs will be read any more."""
+        for _, block in self._in_use:
+            block[0] = 0
+        self._in_use = []
 
 
 class Blocks:
@@ -134,9 +143,10 @@ class Sent:
     def pin_memory(self) -> Batch:
         """The batch in pinned memory, where torch's thread for that puts it; the block is free at once."""
         taken = Taken()
-        pinned = self.open(taken).pin_memory()
-        taken.give_back()
-        return pinned
+        try:
+            return self.open(taken).pin_memory()
+        finally:
+            taken.give_back_all()
 
     def _map(self) -> mmap.mmap:
         descriptor = os.open(f"/proc/{self.pid}/fd/{self.descriptor}", os.O_RDWR | os.O_CLOEXEC)

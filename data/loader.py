@@ -45,11 +45,11 @@ class TrainLoader:
 
 class EvalLoader:
     """Iterates over all views, in the order of the indices, or over the batches of one rank. A clip that cannot be read
-    is left out and in `skipped`."""
+    is left out and in `skipped`; where none can be, `refuses` says that it is an error."""
 
-    def __init__(self, batches: "_EvalBatches", workers: int, rank: int = 0, world_size: int = 1):
+    def __init__(self, batches: "_EvalBatches", workers: int, rank: int, world_size: int, refuses: bool):
         self._batches, self._workers = batches, workers
-        self._numbers, self._alone = range(rank, len(batches), world_size), world_size == 1
+        self._numbers, self._refuses = range(rank, len(batches), world_size), refuses and world_size == 1
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -67,7 +67,7 @@ class EvalLoader:
                 held = batch
         if held is None:
             return
-        if not held.ids and self._alone:
+        if not held.ids and self._refuses:
             raise DataError(f"not one of {len(held.skipped)} views could be read; the first: {held.skipped[0][1]}")
         yield held
 
@@ -130,18 +130,19 @@ def eval_loader(
     speech: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    or_none: bool = False,
 ) -> EvalLoader:
     """Views of the clips at `indices` (all by default), each at most `windows_per_clip` times, evenly spaced; with
     `speech` among the windows around it (`possible_starts`).
 
     Nothing is random: whole pictures, sound as it is. `Batch.clip` says which of the indices a row belongs to. Ranks
     take the batches in turn, which are the same for any number of them; views of a clip stay in one batch where it
-    holds as many.
+    holds as many. Raises DataError where not one view can be read, unless `or_none`.
     """
     check_window(index, window)
     positions = list(range(len(index.samples)) if indices is None else map(int, indices))
     batches = _EvalBatches(index, window, positions, windows_per_clip, batch_size, streams, speech)
-    return EvalLoader(batches, workers, rank, world_size)
+    return EvalLoader(batches, workers, rank, world_size, refuses=not or_none)
 
 
 class _Decoded(NamedTuple):

@@ -119,8 +119,8 @@ def run_folds(
     plan: Plan, contenders: Sequence[Contender], settings: EvaluateSettings, progress: Progress | None = None
 ) -> list[Judged]:
     """The predictions of every contender, seed and fold; those that are there already are read. What is refused leaves
-    the folder as it was. Raises SettingsError
-    for two contenders of one name and for one whose pre-training has seen test clips, and what a contender raises."""
+    the folder as it was. Raises SettingsError for two contenders of one name and for one whose pre-training has seen
+    test clips, and what a contender raises."""
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise SettingsError(f"contenders need different names, found {', '.join(names)}")

@@ -139,6 +139,8 @@ def kept_views(
     joined = store.Joined([arrays for arrays, _ in parts])
     has = {name.removeprefix("has/"): joined.parts.pop(name) for name in list(joined) if name.startswith("has/")}
     unread = {clip: cause for _, causes in parts for clip, cause in causes.items()}
+    if ids and len(unread) == len(ids):
+        raise DataError(f"not one of {len(ids)} clips could be read; the first, {ids[0]}: {unread[ids[0]]}")
     return FeatureTable(ids, {stream: np.concatenate(arrays) for stream, arrays in has.items()}, joined, unread)
 
 
@@ -173,6 +175,7 @@ def average_views(
             batch_size=batch_size,
             workers=workers,
             streams=available,
+            or_none=True,
         )
         for batch in loader:
             unread.update(batch.skipped)

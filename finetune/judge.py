@@ -81,6 +81,7 @@ def judge_clips(
             batch_size=batch_size,
             workers=workers,
             streams=available,
+            or_none=True,
             rank=rank,
             world_size=world_size,
         )

@@ -13,9 +13,10 @@ def device_of(name: str | torch.device) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise SettingsError(f"device {name}: there is no such kind; say cpu, cuda or cuda:1") from None
-    there = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= there:
-        raise SettingsError(f"device {name}: this machine has {there or 'no'} CUDA devices; say cpu or auto")
+        torch.empty(1, device=device).item()  # which `meta` has not
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = torch.cuda.device_count() or "no"
+        raise SettingsError(
+            f"device {name}: not there, or nothing to compute on; cpu is, and {there} CUDA devices"
+        ) from None
     return device

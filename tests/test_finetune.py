@@ -134,7 +134,7 @@ def test_it_learns_what_was_planted_and_leaves_what_is_promised(straight, place)
     assert not list(out.glob("seed-*/*/checkpoints"))
 
 
-def test_the_map_holds_the_test_clips_by_what_the_head_reads(straight):
+def test_the_map_holds_the_test_clips_by_what_the_head_reads(straight, run):
     out, *_ = straight
     points, table = Results.read(out / "results.json").map, Predictions.read(prediction(out))
     assert [p.id for p in points] == table.ids
@@ -145,6 +145,12 @@ def test_the_map_holds_the_test_clips_by_what_the_head_reads(straight):
     near = [points[i].label == points[j].label for i, j in enumerate(apart.argmin(1))]
     assert np.mean(near) >= 0.8, "what was learned lies together"
     assert "Map of 18 clips" in (out / "report.html").read_text()
+    (out / "map.json").write_text("{}")
+    for map_clips, expected in ((0, []), (1000, points)):
+        assert run("straight", **VARIED, map_clips=map_clips)[1] == [0]
+        found = Results.read(out / "results.json").map
+        assert [p.id for p in found] == [p.id for p in expected]
+        assert np.allclose([[p.x, p.y] for p in found], [[p.x, p.y] for p in expected], atol=1e-4)
 
 
 def test_the_saved_model_says_what_was_scored(straight, place):

@@ -122,18 +122,25 @@ def test_blocks_that_are_no_longer_needed_go_on_both_sides():
     assert all(same(batch, make(seed)) for seed, batch in enumerate(two))
 
 
-def test_a_forked_process_gives_nothing_back():
+def test_a_block_that_is_free_is_not_looked_at_again():
+    """A worker may take it at once, before the trainer has gone through its list."""
     blocks, taken = Blocks(), Taken()
-    batch = handed(make(1), blocks, taken)
-    child = os.fork()
-    if not child:
-        del batch
-        gc.collect()
-        os._exit(0)
-    os.waitpid(child, 0)
-    for seed in (2, 3):
-        handed(make(seed), blocks, taken)
-    assert same(batch, make(1))
+    first = blocks.send(make(1)).open(taken)
+    ((memory, block),) = taken._in_use
+    sent = []
+
+    class Eager:
+        def __setitem__(self, place, value):
+            block[place] = value
+            sent.append(blocks.send(make(2)))
+
+    taken._in_use = [(memory, Eager())]
+    del first
+    taken.give_back()
+    held = sent[0].open(taken)
+    taken.give_back()
+    blocks.send(make(3)).open(taken)
+    assert len(sent) == 1 and same(held, make(2))
 
 
 def test_pinning_copies_and_frees_the_block(monkeypatch):

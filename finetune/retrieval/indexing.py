@@ -55,6 +55,8 @@ def write_clip_index(
         raise SettingsError(f"no stream is called {', '.join(sorted(strange))}; there are {', '.join(STREAMS)}")
     out, positions = Path(out).resolve(), range(len(shards.samples)) if positions is None else positions
     refuse_other_kind(out, "an index of `affekt index`")
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"{out}: is a file; an index is a folder")
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise SettingsError(f"{out}: holds other files; choose another folder")
     if out.exists():
@@ -81,6 +83,9 @@ def write_clip_index(
         if progress:
             progress(min(start + PER_PART, len(positions)), len(positions))
     features = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    unread = unread_clips(features, shards, positions, encoder.streams)
+    if len(unread) == len(positions):
+        raise DataError(f"{shards.root}: not one of {len(unread)} clips could be read, first {unread[0]}")
     space = space or default_space(encoder, features)
     vectors, wanted = vectors_of(space, features, streams)
     counts = {stream: len(vectors[f"{stream}_rows"]) for stream in wanted}
@@ -92,7 +97,7 @@ def write_clip_index(
         "streams": wanted,
         "clips": counts,
         "space": space.name,
-        "unread": unread_clips(features, shards, positions, encoder.streams),
+        "unread": unread,
         "export": str(Path(export).resolve()),
         **made_of,
         "licences": sorted({str(clip["meta"].get("licence") or "") for clip in clips} - {""}),

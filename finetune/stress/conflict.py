@@ -24,7 +24,7 @@ from affekt.finetune.stress.scene import Scene
 CONSISTENT, FACE, VOICE = "consistent", "follows_face", "follows_voice"
 SUBSETS = (CONSISTENT, FACE, VOICE, "neither", "tie", "overruled")
 UNJUDGED = "conflict"  # nobody has judged both streams together
-SMALL = 0.001  # weight of squared biases
+SMALL = 0.001  # weight of squared parameters of a calibration
 
 
 def winner(votes: Mapping[str, float] | None) -> str:
@@ -189,8 +189,9 @@ def _likelihood(table: Predictions, dev: Predictions) -> np.ndarray:
         scale, bias = np.exp(parameters[0]), parameters[1:]
         told = log_softmax(logits * scale + bias, 1)
         slope = (np.exp(told) - hot) / len(hot)
-        value = -(told * hot).sum() / len(hot) + SMALL * bias @ bias  # or biases could drift off together
-        return value, np.array([(slope * logits).sum() * scale, *(slope.sum(0) + 2 * SMALL * bias)])
+        # Or biases could drift off together, and answers without a mistake be taken for certain.
+        value = -(told * hot).sum() / len(hot) + SMALL * parameters @ parameters
+        return value, np.array([(slope * logits).sum() * scale, *slope.sum(0)]) + 2 * SMALL * parameters
 
     fitted = minimize(loss, np.zeros(1 + len(counts)), jac=True).x
     return softmax(table.logits * np.exp(fitted[0]) + fitted[1:], 1) / (counts / counts.sum())

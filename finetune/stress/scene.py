@@ -35,7 +35,7 @@ class Scene:
 
     def babble(self, clip: str, length: int, rng: np.random.Generator) -> np.ndarray:
         """`length` samples of six other speakers at once, each equally loud; of fewer where there are no six, and where
-        all clips are of one speaker, of six other clips. Raises SettingsError where no other clip has sound."""
+        there is one other speaker, or none, of six other clips. Raises SettingsError where no other clip has sound."""
         mine = self.speakers.get(clip, clip)
         others = [name for name in self.sounding if self.speakers[name] != mine]
         others = others or [name for name in self.sounding if name != clip]

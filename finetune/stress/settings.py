@@ -38,7 +38,7 @@ class StressSettings(Settings):
             if name not in ALTERATIONS:
                 raise ValueError(f"alterations: no `{name}`; known: {', '.join(ALTERATIONS)}")
             low, high = ALTERATIONS[name].within
-            outside = [level for level in levels if not low <= level <= high]
+            outside = [level for level in levels if not low <= level <= high or (name == "phone" and level % 1)]
             if outside:
                 raise ValueError(f"alterations.{name}: {outside[0]:g} is not within {low:g} and {high:g}")
         for name in ("rates", "early"):

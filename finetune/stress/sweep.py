@@ -23,7 +23,7 @@ from affekt.finetune.stress.missing import FILLS, SUBSETS, TITLES, missing
 from affekt.finetune.stress.scene import Scene
 from affekt.finetune.stress.settings import StressSettings
 
-VERSION = 1  # of what is done to clips; raise it when that changes, so that kept answers are not taken for new ones
+VERSION = 2  # of what is done to clips; raise it when that changes, so that kept answers are not taken for new ones
 TOLERANCE = 0.05  # of ratings on a scale of 0 to 1 (audEERING's ser-tests)
 SAME = 1e-4  # of probabilities: answers to nothing at all
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affekt.data.errors import SettingsError
+from affekt.data.errors import DataError, SettingsError
 from affekt.data.files import refuse_other_kind, write_text
 from affekt.data.labels import LabelSettings, Targets, make_targets
 from affekt.data.page import card, data_uri
@@ -113,7 +113,8 @@ def stress(
     told: dict[str, str] = {}
     fair = [told_or(told, f"groups by {a}", describe_fairness, clean, a, smallest=settings.smallest_group)
             for a in settings.fairness]  # fmt: skip
-    corpora = {own: clean, **{name: _judged(other, model, how) for name, other in others.items()}}
+    judged = {name: told_or(told, f"across {name}", _judged, other, model, how) for name, other in others.items()}
+    corpora = {own: clean, **{name: table for name, table in judged.items() if table is not None and len(table)}}
     across = told_or(told, "across corpora", across_corpora, corpora, damage.bootstrap) if others else None
     system = describe_system(
         "model",
@@ -239,7 +240,7 @@ def told_or(told: dict[str, str], what: str, function: Callable[..., Any], *args
     """What the function returns, or None, with the reason in `told`, where these clips do not allow it."""
     try:
         return function(*args, **kwargs)
-    except SettingsError as error:
+    except (DataError, SettingsError) as error:
         told[what] = str(error)
         return None
 

@@ -4,6 +4,7 @@ second one on all that is no test clip where that is asked for, and one look at 
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,13 +12,13 @@ import torch
 from affekt.data.errors import SettingsError
 from affekt.data.files import refuse_other_kind, write_text
 from affekt.finetune.calibration import fit_temperatures
-from affekt.finetune.finetuned import Finetuned, save_finetuned
+from affekt.finetune.finetuned import Finetuned, load_finetuned, save_finetuned
 from affekt.finetune.predictions import Predictions
 from affekt.finetune.schema import Results
 from affekt.finetune.training.clips import Part, check_leaks, make_table, open_clips
 from affekt.finetune.training.fit import Fitted, Run, fit
 from affekt.finetune.training.judging import judge_part
-from affekt.finetune.training.mapping import write_map
+from affekt.finetune.training.mapping import write_maps
 from affekt.finetune.training.network import hash_of_weights, seen_before, streams_of
 from affekt.finetune.training.outcome import corpus_folder, map_file, prediction_file, write_results
 from affekt.finetune.training.settings import FREE, FinetuneSettings
@@ -57,6 +58,8 @@ def finetune(settings: FinetuneSettings, progress: Progress | None = None) -> Re
                     finetune_seed(run, seed)
                 if rank == 0:
                     remove_checkpoints(run, seed)
+            load = partial(load_finetuned, seed_folder(run, settings.seeds[0]) / "model", device)
+            write_maps(run, load, {p.name: map_file(corpus_folder(settings, p)) for p in judged_parts(run)})
             results = together(
                 lambda: write_results(settings, run.clips, run.seen, run.seen_by_test) if rank == 0 else None
             )
@@ -134,17 +137,17 @@ def finetune_seed(run: Run, seed: int) -> None:
         predict(run, chosen, part, part.dev, seed, "dev", path)
     temperatures = temperatures_of(run, seed) if run.rank == 0 and has_dev else []
     final = fit(run, seed, refit_to=chosen.epoch) if settings.refit else chosen
-    whole = Finetuned(
-        final.network,
-        run.clips.classes,
-        run.clips.dimensions,
-        kind="multi" if settings.multi else "single",
-        head=settings.head,
-        streams=run.streams,
-        temperatures=temperatures,
-        adapter_width=settings.adapting.adapter_width,
-    )
     if run.rank == 0:
+        whole = Finetuned(
+            final.network,
+            run.clips.classes,
+            run.clips.dimensions,
+            kind="multi" if settings.multi else "single",
+            head=settings.head,
+            streams=run.streams,
+            temperatures=temperatures,
+            adapter_width=settings.adapting.adapter_width,
+        )
         origin = {
             "title": settings.title,
             "encoder": settings.encoder if settings.encoder and not settings.scratch else "fresh weights",
@@ -156,8 +159,6 @@ def finetune_seed(run: Run, seed: int) -> None:
         corpora = run.clips.corpora(with_dev=True)  # the epoch was chosen on development clips, so they were seen
         seen = seen_data(corpora)
         save_finetuned(whole, seed_folder(run, seed) / "model", origin, merged(seen, run.seen) if run.seen else seen)
-    for part in judged_parts(run) if settings.map_clips and seed == settings.seeds[0] else ():
-        write_map(run, whole, part, map_file(corpus_folder(settings, part)))
     for part, path in zip(judged_parts(run), prediction_files(run, seed, "test")):
         predict(run, final, part, part.test, seed, "test", path, epoch=chosen.epoch)
 

@@ -1,6 +1,5 @@
 """From predictions on the disk to `results.json`, `results.csv` and `report.html`: all seeds are one system."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from affekt.finetune.scores import cluster_of, describe_system, main_score, valu
 from affekt.finetune.splits import describe_side, licences
 from affekt.finetune.training.choice import name_of_choice
 from affekt.finetune.training.clips import Clips, Part
+from affekt.finetune.training.mapping import read_map
 from affekt.finetune.training.settings import FinetuneSettings
 
 
@@ -56,7 +56,7 @@ def write_results(
                 "unread": {clip: cause for table in test for clip, cause in table.about["unread"].items()},
             },
             systems=[system],
-            map=json.loads(map_file(folder).read_text(encoding="utf-8")) if map_file(folder).exists() else [],
+            map=read_map(map_file(folder), settings.map_clips) or [],
             pretraining=seen_by_test.get(part.name, {}),
             licences=licences(part.index, part.train + part.dev + part.test, seen),
             settings=settings.model_dump(mode="json"),

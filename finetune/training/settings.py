@@ -209,7 +209,7 @@ class FinetuneSettings(Settings):
     refit: bool = Field(False, description="after the choice fit again on train and development clips together")
     transductive: bool = Field(False, description="allow test clips in pre-training, and name every result so")
     bootstrap: int = Field(2000, ge=100, description="resamples of the 95 % intervals")
-    map_clips: int = Field(1000, ge=0, description="test clips on the report's map; 0: no map")
+    map_clips: int = Field(1000, ge=0, le=1500, description="test clips on the report's map; 0: no map")
 
     @property
     def task(self) -> Task:
