@@ -39,6 +39,13 @@ class LabelSettings(Settings):
         """Whether a clip may have several classes at once."""
         return self.rule == "all_inclusive"
 
+    @property
+    def told(self) -> str:
+        """What clips are judged by, in words of the manifest."""
+        if self.rule is None:
+            return ", ".join(self.dimensions)
+        return self.field if self.rule == "label" else self.condition
+
     @model_validator(mode="after")
     def _check(self) -> "LabelSettings":
         if self.rule is None and not self.dimensions:

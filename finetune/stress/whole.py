@@ -133,7 +133,7 @@ def stress(
         command="stress",
         title=f"{origin['title']}, under stress",
         task=task_of(clean),
-        label=label_of(clips.labels),
+        label=clips.labels.told,
         classes=model.classes,
         dimensions=list(model.dimensions),
         main_score=main_score(task_of(clean)),
@@ -176,11 +176,6 @@ def open_clips(settings: Clips, model: Finetuned, seen: dict[str, Any], transduc
     who = {"group": settings.group, "transductive": transductive, "who": "the model"}
     unseen = check_unseen(index, np.array(positions), seen, **who)
     return Tested(index, positions, labels, targets, unseen)
-
-
-def label_of(labels: LabelSettings) -> str:
-    """What is judged, in words of the manifest."""
-    return labels.field if labels.rule == "label" else labels.condition if labels.rule else ", ".join(labels.dimensions)
 
 
 def in_terms_of(model: Finetuned, labels: LabelSettings) -> LabelSettings:

@@ -43,7 +43,7 @@ def write_results(
             command="finetune",
             title=settings.title,
             task=settings.task,
-            label=corpus_label(settings, part),
+            label=next(corpus.labels.told for corpus in settings.data.parts if corpus.name == part.name),
             classes=part.targets.classes,
             dimensions=list(part.targets.dimensions),
             main_score=main_score(settings.task),
@@ -77,11 +77,6 @@ def sides(part: Part, refit: bool) -> dict[str, list[int]]:
 def scores_of(dev: Predictions) -> dict[str, float | int]:
     """Those of the development clips, where the epoch was chosen: better than they would be elsewhere."""
     return {"seed": dev.about["seed"], "epoch": dev.about["epoch"], **values(dev)}
-
-
-def corpus_label(settings: FinetuneSettings, part: Part) -> str:
-    labels = next(corpus.labels for corpus in settings.data.parts if corpus.name == part.name)
-    return labels.field if labels.rule == "label" else labels.condition if labels.rule else ", ".join(labels.dimensions)
 
 
 def corpus_folder(settings: FinetuneSettings, part: Part) -> Path:
