@@ -116,7 +116,7 @@ def retrieve(
         found.append({"clip": str(path), "by": query, "to": target, "answers": answers})
     if as_json:
         print(json.dumps({"index": str(folder), "queries": found}, ensure_ascii=False))
-    for one in found if not as_json else ():
+    for one in () if as_json else found:
         table = Table(title=Text(f"{one['clip']}: {one['by']} to {one['to']}"))
         for name in ("", "clip", "cosine", label, "speaker"):
             table.add_column(name)

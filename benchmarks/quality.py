@@ -134,7 +134,7 @@ def grid(data: Path) -> list[Row]:
 def folds(data: Path) -> list[Row]:
     for corpus in ("ravdess_audio", "emodb", "grid"):
         prepare(data, corpus)
-    pretrain("speech_audio_other", procs=2)
+    pretrain("speech_audio_other")
     models = ("ravdess_audio_finetune", "ravdess_audio_probe", "encoder=runs/speech_audio_other/export")
     results = evaluate("ravdess20", *models, baselines=BASELINES)
     what = "RAVDESS, four actors left out of 20"

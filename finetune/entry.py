@@ -32,6 +32,7 @@ INSTEAD = {
     **dict.fromkeys(("out", "output"), "use --out"),
     "bootstrap": "use --bootstrap",
     "train.choose_on": "use --selected",
+    "map_clips": "no map could hold the encoders of several folds",
     **dict.fromkeys(("test", "dev", "data.test", "data.dev", "data.train", "group", "data.group"), PARTS),
 }
 # What a fold states for itself, and what no prediction depends on.

@@ -110,6 +110,7 @@ def test_what_would_have_no_effect_on_an_evaluation_is_refused(place, shards, tm
         ([probe, "dimensions=[valence]"], "dimensions: valence; but .* judges classes of label"),
         ([tuned, "data.test.split=[dev]"], "data.test.split: without effect on an evaluation; the protocol says"),
         ([probe, "train.split=[train]"], "train: without effect on the probe"),
+        ([tuned, "map_clips=9"], "map_clips: without effect on an evaluation; no map"),
         ([tuned, "out=elsewhere"], "out: without effect on an evaluation; use --out"),
         ([tuned, "--main-score", "uar"], "--main-score: without effect without --predictions"),
         (["x.csv", "--predictions"], "--protocol: without effect beside --predictions"),

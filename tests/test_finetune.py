@@ -91,10 +91,6 @@ def values(place, name="run", **changes):
     return settings | changes
 
 
-def prediction(out):
-    return out / "predictions" / "seed-0-test.safetensors"
-
-
 def parsed(place, **changes):
     return FinetuneSettings.parse(values(place, **changes))
 
@@ -136,7 +132,8 @@ def test_it_learns_what_was_planted_and_leaves_what_is_promised(straight, place)
 
 def test_the_map_holds_the_test_clips_by_what_the_head_reads(straight, run):
     out, *_ = straight
-    points, table = Results.read(out / "results.json").map, Predictions.read(prediction(out))
+    points = Results.read(out / "results.json").map
+    table = Predictions.read(out / "predictions" / "seed-0-test.safetensors")
     assert [p.id for p in points] == table.ids
     assert [p.label for p in points] == [table.classes[i] for i in table.label]
     assert [p.speaker for p in points] == table.meta["speaker"]
@@ -238,10 +235,8 @@ def test_corpora_with_other_classes_and_ratings_share_a_head(run, place):
         {"shards": str(place / "other"), "labels": {"map": {"high": "sharp", "low": "low"}}},
     ]
     data = {"shards": None, "test": None, "dev": None, "mixture": mixture, "temperature": 2}
-    train = {"epochs": 10, "choose": "last"}
-    out, codes, told = run(
-        "mixture", data=data, loss={"dimensions": "ccc+mse", "dimensions_weight": 1}, train=train, seeds=[3, 4]
-    )
+    train, loss = {"epochs": 10, "choose": "last"}, {"dimensions": "ccc+mse", "dimensions_weight": 1}
+    out, codes, told = run("mixture", data=data, loss=loss, train=train, seeds=[3, 4])
     assert codes == [0], told
     results = Results.read(out / "results.json")
     assert results.task == "joint" and results.classes == ["high", "low", "middle"]

@@ -146,11 +146,9 @@ def _seen(results: Results) -> str:
             count = f"<strong>But {seen['without_speaker']:,} of its clips name no speaker"
             verdict += f" {count}: test speakers may be among them.</strong>"
     speakers = f" of {seen['speakers']:,} named speakers" if seen.get("speakers") else ""
-    what = (
-        "The model learned, with labels or without, from"
-        if results.command == "stress"
-        else ("The encoder was pre-trained, without labels, on")
-    )
+    what = "The encoder was pre-trained, without labels, on"
+    if results.command == "stress":
+        what = "The model learned, with labels or without, from"
     return f"<p>{what} {seen.get('clips', 0):,} clips{speakers}. {verdict}</p>"
 
 

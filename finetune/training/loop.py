@@ -58,8 +58,8 @@ def finetune(settings: FinetuneSettings, progress: Progress | None = None) -> Re
                     finetune_seed(run, seed)
                 if rank == 0:
                     remove_checkpoints(run, seed)
-            load = partial(load_finetuned, seed_folder(run, settings.seeds[0]) / "model", device)
-            write_maps(run, load, {p.name: map_file(corpus_folder(settings, p)) for p in judged_parts(run)})
+            first = partial(load_finetuned, seed_folder(run, settings.seeds[0]) / "model", device)
+            write_maps(run, first, {p.name: map_file(corpus_folder(settings, p)) for p in judged_parts(run)})
             results = together(
                 lambda: write_results(settings, run.clips, run.seen, run.seen_by_test) if rank == 0 else None
             )

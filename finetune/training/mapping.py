@@ -20,13 +20,13 @@ from affekt.finetune.training.fit import Run
 from affekt.pretrain.feed import together
 
 
-def write_maps(run: Run, load: Callable[[], Finetuned], paths: dict[str, Path]) -> None:
+def write_maps(run: Run, open_model: Callable[[], Finetuned], paths: dict[str, Path]) -> None:
     """Draw the map of each judged corpus (`paths` by name) that has none of as many clips yet, by the model of the
     first seed. Every rank calls it and computes a share; rank 0 says which are missing, and writes."""
     parts = [part for part in run.clips.parts if part.name in paths]
     missing = [part.name for part in parts if read_map(paths[part.name], run.settings.map_clips) is None]
     missing = all_gather_json(missing)[0] if run.ranks > 1 else missing
-    model = together(load) if missing else None
+    model = together(open_model) if missing else None
     for part in parts:
         if part.name in missing:
             write_map(run, model, part, paths[part.name])
