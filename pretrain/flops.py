@@ -30,6 +30,7 @@ PEAK_TFLOPS = {
     r"\bRTX 4090\b": (165, 82.6),
     r"\bRTX 3090\b": (71, 35.6),
 }
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GEMM_SIDE, GEMM_ROUNDS = 512, 8  # 0.27 GFLOP a product: milliseconds, and large enough to run at the full rate
 
 
@@ -83,10 +84,24 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float | None, str]
     return None, f"the peak of {name} is not known here"
 
 
-def _gemm_rate(dtype: torch.dtype) -> float:
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """What to tell who trains on a CPU in a precision that it is slow in, as one without instructions for bf16, where a
+    product takes tens of times as long as in fp32; None where all is well."""
+    if device.type != "cpu" or precision == "fp32":
+        return None
+    half, full = (_gemm_rate(dtype, rounds=2) for dtype in (DTYPES[precision], torch.float32))
+    if half > full:
+        return None
+    return (
+        f"train.precision={precision}: no fast {precision} on this CPU, {half / 1e9:.3g} GFLOP/s in a large product, "
+        f"{full / 1e9:.3g} in fp32: with train.precision=fp32 a step would take a fraction of the time"
+    )
+
+
+def _gemm_rate(dtype: torch.dtype, rounds: int = GEMM_ROUNDS) -> float:
     a = torch.ones(GEMM_SIDE, GEMM_SIDE, dtype=dtype)
     best = math.inf
-    for _ in range(GEMM_ROUNDS):
+    for _ in range(rounds):
         before = time.perf_counter()
         a @ a
         best = min(best, time.perf_counter() - before)

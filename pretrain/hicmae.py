@@ -13,6 +13,7 @@ from affekt.data.transforms import Inputs, plain_mel
 from affekt.pretrain.encoders import Decoder, FusionEncoder, ModalityEncoder, init_weights
 from affekt.pretrain.functionals import FunctionalsHead, Told, functionals, steps_seen
 from affekt.pretrain.gather import Gather
+from affekt.pretrain.gradients import NUM_GRADIENTS, gradients
 from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.layers import Mlp
 from affekt.pretrain.masks import Mask, random_mask, tube_mask
@@ -59,6 +60,8 @@ class HiCMAE(nn.Module):
             self.encoder_video = ModalityEncoder(video_patch, positions(s.grid_video, s.embed_dim), *encoder)
             table = positions(s.grid_video, s.decoder_embed_dim)
             self.decoder_video = Decoder(s.embed_dim, video_patch, table, *decoder)
+            if s.gradients_weight:
+                self.gradients = nn.Linear(s.embed_dim, NUM_GRADIENTS)
         if s.streams != "video":
             self.encoder_audio = ModalityEncoder(audio_patch, positions(s.grid_audio, s.embed_dim), *encoder)
             table = positions(s.grid_audio, s.decoder_embed_dim)
@@ -105,9 +108,9 @@ class HiCMAE(nn.Module):
         whole: Whole | None = None,
         only_features: bool = False,
     ) -> dict[str, Tensor]:
-        """`{"loss", "loss_video", "loss_audio", "loss_contrast", "loss_functionals"}`, scalars, those that the streams
-        and the settings allow. With `whole` the inputs are a part of a batch, and the mean over its parts is the loss
-        of the batch. `only_features` gives `{"features"}`, what the contrast is between, alone."""
+        """`{"loss", "loss_video", "loss_audio", "loss_contrast", "loss_functionals", "loss_gradients"}`, scalars, those
+        that the streams and the settings allow. With `whole` the inputs are a part of a batch, and the mean over its
+        parts is the loss of the batch. `only_features` gives `{"features"}`, what the contrast is between, alone."""
         s, tokens = self.settings, whole.tokens if whole else (None,) * 4
         if only_features:
             taps, _ = self.encode(inputs, mask_video, mask_audio)
@@ -133,6 +136,12 @@ class HiCMAE(nn.Module):
             error = self.error_of_functionals(told, targets["functionals"], inputs, mask_audio, tokens[2:])
             losses["loss_functionals"] = error
             losses["loss"] = losses["loss"] + s.functionals_weight * losses["loss_functionals"]
+        if "video" in predictions and s.gradients_weight:
+            told, weight = self.gradients(taps["video"][-1]), inputs.has_video[:, None].float()
+            seen = None if whole is None else tokens[0] * told.shape[1] / mask_video.ids_mask.shape[1]
+            error = reconstruction_loss(told, targets["gradients"], weight.expand(told.shape[:2]), seen)
+            losses["loss_gradients"] = error
+            losses["loss"] = losses["loss"] + s.gradients_weight * error
         if pairs:
             losses["loss_contrast"] = self.contrast(*pairs)
         elif whole and whole.contrast is not None:
@@ -193,12 +202,15 @@ class HiCMAE(nn.Module):
         return per_tap.sum() if s.contrast_taps == "sum" else per_tap.mean()
 
     def targets(self, inputs: Inputs, mask_video: Mask, mask_audio: Mask) -> dict[str, Any]:
-        """What the decoders are to predict, (B, M, P) by stream, for hidden patches alone, and the `Told` of the sound
-        where it is to be told."""
+        """What the decoders are to predict, (B, M, P) by stream, for hidden patches alone, and what the encoders are to
+        tell: the `Told` of the sound, the gradients (B, K, NUM_GRADIENTS) of visible patches."""
         s, targets = self.settings, {}
         if s.streams != "audio":
             hidden = gather_tokens(patches_video(inputs, s), mask_video.ids_mask)
             targets["video"] = video_target(hidden, s.tubelet_size, s.frame_difference)
+            if s.gradients_weight:
+                edges = gradients(inputs.video, s.tubelet_size, s.patch_size)
+                targets["gradients"] = gather_tokens(edges, mask_video.ids_keep)
         if s.streams != "video":
             targets["audio"], _, _ = standardise_audio(gather_tokens(patches_audio(inputs, s), mask_audio.ids_mask))
             if s.functionals_weight:

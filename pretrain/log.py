@@ -24,6 +24,7 @@ SHORT = {
     "loss_audio": "audio",
     "loss_contrast": "contrast",
     "loss_functionals": "functionals",
+    "loss_gradients": "gradients",
     "grad_norm": "grad",
 }
 # What differs between two runs that are otherwise equal.

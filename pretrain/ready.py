@@ -18,6 +18,7 @@ from affekt.pretrain.checkpoint import read_checkpoint
 from affekt.pretrain.engine import agree, choose_matmul_precision, digest, resolve_precision
 from affekt.pretrain.export import start_from
 from affekt.pretrain.feed import together
+from affekt.pretrain.flops import slow_precision
 from affekt.pretrain.guard import GoBack
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.log import say
@@ -68,6 +69,8 @@ def get_ready(
         torch.set_num_threads(train.threads)
     precision = resolve_precision(train.precision, device)
     choose_matmul_precision()
+    if rank == 0 and (slow := slow_precision(precision, device)):
+        say(slow)
     torch.manual_seed(train.seed)
 
     if train.wandb:

@@ -20,6 +20,7 @@ COMPARED = (
     "loss_audio",
     "loss_contrast",
     "loss_functionals",
+    "loss_gradients",
     "grad_norm",
     "lr",
     "clips_per_s",

@@ -191,6 +191,24 @@ def test_segments_are_means_over_equal_stretches_of_what_is_real():
         check_poolings(("mean", "segments_0"))
 
 
+def test_cells_are_means_of_places():
+    tokens, valid = torch.randn(2, 3 * 5 * 7, 4), torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+    pooled = pool(tokens, (3, 5, 7), 2, valid, ("cells_2", "cells_6", "cells_1", "mean"))
+    assert {name: x.shape[1] for name, x in pooled.items()} == {"cells_2": 16, "cells_6": 120, "cells_1": 4, "mean": 4}
+    torch.testing.assert_close(pooled["cells_1"], pooled["mean"])
+    grid = tokens.reshape(2, 3, 5, 7, 4)
+    for clip, length in ((0, 3), (1, 1)):
+        x = grid[clip, :length].mean(0)
+        parts = [x[:3, :4], x[:3, 4:], x[3:, :4], x[3:, 4:]]  # rows 3 + 2, columns 4 + 3
+        expected = torch.stack([part.flatten(0, 1).mean(0) for part in parts])
+        torch.testing.assert_close(pooled["cells_2"][clip], expected.flatten())
+        rows = pooled["cells_6"][clip].view(5, 6, 4)  # no more rows than there are; columns 2 + 1 + 1 + 1 + 1 + 1
+        torch.testing.assert_close(rows[:, 1:], x[:, 2:])
+        torch.testing.assert_close(rows[:, 0], x[:, :2].mean(1))
+    with pytest.raises(SettingsError, match="cells_1 to"):
+        check_poolings(("mean", "cells_0"))
+
+
 def test_tokens_are_kept_as_they_are_and_pool_to_the_mean(index, encoder, tmp_path):
     table = extract(encoder, index, range(6), windows=2, cache=tmp_path, tokens=("audio_2", "video_2"))
     tokens, real = table.blocks["audio_2/tokens"], table.blocks["audio_2/real"]

@@ -7,7 +7,7 @@ import torch
 
 from affekt.arguments import find_experiment
 from affekt.data.transforms import Inputs
-from affekt.finetune.training.heads import band_statistics
+from affekt.finetune.training.heads import statistics_of_parts
 from affekt.finetune.training.network import create_network, set_drop_path
 from affekt.finetune.training.settings import FinetuneSettings
 
@@ -27,25 +27,29 @@ def inputs(batch=4, frames=64):
     return Inputs(video, audio, has, has, torch.full((batch,), frames))
 
 
-def test_band_statistics_are_those_of_a_loop_over_bands():
+@pytest.mark.parametrize("columns", [1, 2])
+def test_statistics_are_those_of_a_loop_over_bands_and_columns(columns):
     torch.manual_seed(0)
-    x, steps = torch.randn(2, 5, 6, 3), torch.tensor([[1.0, 1, 1, 0, 0], [1.0] * 5])
-    found = band_statistics(x, steps, bands=3)
+    x, steps = torch.randn(2, 5, 6, 4, 3), torch.tensor([[1.0, 1, 1, 0, 0], [1.0] * 5])
+    found = statistics_of_parts(x, steps, (3, columns))
+    wide = 4 // columns
     for row, length in enumerate((3, 5)):
         for band in range(3):
-            part = x[row, :length, 2 * band : 2 * band + 2].mean(1)
-            assert torch.allclose(found[row, band], part.mean(0), atol=1e-6)
-            deviation = (part.var(0, correction=0) + 1e-5).sqrt()
-            assert torch.allclose(found[row, 3 + band], deviation, atol=1e-6)
+            for column in range(columns):
+                cell = x[row, :length, 2 * band : 2 * band + 2, wide * column : wide * (column + 1)]
+                part, place = cell.flatten(1, 2).mean(1), band * columns + column
+                assert torch.allclose(found[row, place], part.mean(0), atol=1e-6)
+                deviation = (part.var(0, correction=0) + 1e-5).sqrt()
+                assert torch.allclose(found[row, 3 * columns + place], deviation, atol=1e-6)
 
 
 def test_a_constant_band_has_a_gradient_that_is_a_number():
-    x = torch.zeros(1, 4, 2, 3, requires_grad=True)
-    band_statistics(x, torch.ones(1, 4), 2).sum().backward()
+    x = torch.zeros(1, 4, 2, 2, 3, requires_grad=True)
+    statistics_of_parts(x, torch.ones(1, 4), (2, 1)).sum().backward()
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["layers", "bands"])
+@pytest.mark.parametrize("kind", ["layers", "bands", "cells"])
 def test_padding_changes_no_judgement(kind):
     network = create_network(settings(head={"kind": kind}), 5, {}, seed=0).eval()
     some = inputs(frames=32)
@@ -54,7 +58,7 @@ def test_padding_changes_no_judgement(kind):
     assert torch.equal(network(some), network(other))
 
 
-@pytest.mark.parametrize("kind", ["layers", "bands"])
+@pytest.mark.parametrize("kind", ["layers", "bands", "cells"])
 @pytest.mark.parametrize("streams", ["both", "audio", "video"])
 def test_every_weight_that_is_trained_gets_a_gradient(kind, streams):
     network = create_network(settings(head={"kind": kind}, streams=streams), 5, {}, seed=0)

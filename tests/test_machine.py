@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from affekt.pretrain import flops
 from affekt.pretrain.engine import choose_matmul_precision
 
 # Page faults of the last three of six rounds that fill and free what a step of a base model does: 40 MB blocks.
@@ -67,3 +68,14 @@ def test_the_chosen_library_is_exact_here():
         assert ((a @ b - exact).abs().max() / exact.abs().max()).item() < 2e-6
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_a_precision_that_this_cpu_is_slow_in_is_told(monkeypatch):
+    rates = {torch.float32: 7e10, torch.bfloat16: 1e9}
+    monkeypatch.setattr(flops, "_gemm_rate", lambda dtype, rounds: rates[dtype])
+    told = flops.slow_precision("bf16", torch.device("cpu"))
+    assert "train.precision=bf16" in told and "1 GFLOP/s" in told and "70 in fp32" in told
+    assert flops.slow_precision("fp32", torch.device("cpu")) is None
+    assert flops.slow_precision("bf16", torch.device("cuda")) is None
+    rates[torch.bfloat16] = 1e12
+    assert flops.slow_precision("bf16", torch.device("cpu")) is None

@@ -18,7 +18,13 @@ from affekt.pretrain.registry import create_model
 
 CLIPS, FRAMES = 16, 64
 SMALL = {"embed_dim": 24, "depth": 2, "taps": (1, 2), "decoder_embed_dim": 16, "img_size": 32, "mel_frames": FRAMES}
-CONTRAST = {"contrast_weight": 0.5, "projector_dim": 8, "contrast_exclude": "speaker", "functionals_weight": 0.5}
+CONTRAST = {
+    "contrast_weight": 0.5,
+    "projector_dim": 8,
+    "contrast_exclude": "speaker",
+    "functionals_weight": 0.5,
+    "gradients_weight": 0.5,
+}
 
 
 def losses_and_gradients(

@@ -32,7 +32,9 @@ class ProbeSettings(Settings):
     train: Selector = Field({}, description="all that is left when empty")
     streams: tuple[Stream, ...] = Field(("audio", "video", "both"), min_length=1)
     windows: int = Field(2, ge=1, description="evenly spaced windows per clip whose features are averaged")
-    poolings: tuple[str, ...] = Field(POOLINGS, description="of tokens; segments_K for any K is one more; with mean")
+    poolings: tuple[str, ...] = Field(
+        POOLINGS, description="of tokens; segments_K and cells_K for any K are two more; with mean"
+    )
     heads: tuple[HeadName, ...] = Field(
         ("logistic", "ridge", "knn"), min_length=1, description="the first one's rows are compared and drawn"
     )

@@ -1,4 +1,6 @@
-"""What judges tokens: the published fusion over depths, or statistics per band of the spectrum and of the face."""
+"""What judges tokens: the published fusion over depths, or statistics of parts of the spectrum and of the face."""
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +8,7 @@ from torch import Tensor, nn
 from affekt.data.batch import Streams
 from affekt.data.transforms import Inputs
 from affekt.finetune.classifier import Classifier
-from affekt.finetune.features import BANDS
+from affekt.finetune.pooling import BANDS, means_of_cells
 from affekt.finetune.training.settings import HeadSettings
 from affekt.pretrain.encoder import Encoder
 
@@ -21,22 +23,32 @@ class BandsClassifier(Classifier):
     it changes, need not be learned.
     """
 
+    columns = 1  # that a band is divided into, where its grid has them
+
     def feature_rows(self) -> dict[str, int]:
-        grids = {"video": self.encoder.grid_video[1], "audio": self.encoder.grid_audio[1]}
         known = ("video", "audio") if self.encoder.streams == "both" else (self.encoder.streams,)
-        return {stream: 2 * min(BANDS[stream], grids[stream]) for stream in known}
+        return {stream: 2 * math.prod(self.parts(stream)) for stream in known}
+
+    def parts(self, stream: str) -> tuple[int, int]:
+        """Parts of the rows and of the columns of a stream's grid."""
+        _, rows, columns = self.grid(stream)
+        return min(BANDS[stream], rows), min(self.columns, columns)
+
+    def grid(self, stream: str) -> tuple[int, int, int]:
+        """Time, rows and columns of a stream's tokens."""
+        return (*self.encoder.grid_audio, 1) if stream == "audio" else self.encoder.grid_video
 
     def features(self, inputs: Inputs) -> dict[str, Tensor]:
-        """By stream (B, 2 x bands, D): means, then deviations."""
+        """By stream (B, 2 x parts, D): means, then deviations."""
         features = {}
         for stream, (last, valid) in self.last_tokens(inputs).items():
-            time, rows, columns = (*self.encoder.grid_audio, 1) if stream == "audio" else self.encoder.grid_video
+            time, rows, columns = self.grid(stream)
             if valid is None:
                 steps = last.new_ones(len(last), time, dtype=torch.float32)
             else:
                 steps = valid.view(len(last), time, rows)[:, :, 0].float()
-            x = last.float().unflatten(1, (time, rows, columns)).mean(3)  # (B, T, rows, D)
-            features[stream] = band_statistics(x, steps, min(BANDS[stream], rows))
+            x = last.float().unflatten(1, (time, rows, columns))
+            features[stream] = statistics_of_parts(x, steps, self.parts(stream))
         return features
 
     @staticmethod
@@ -44,11 +56,18 @@ class BandsClassifier(Classifier):
         return torch.cat((video, audio), 1).flatten(1)
 
 
-def band_statistics(x: Tensor, steps: Tensor, bands: int) -> Tensor:
-    """(B, T, rows, D) -> (B, 2 x bands, D): mean and deviation over time of rows joined to bands, over the time steps
-    that `steps` (B, T) marks with 1."""
+class CellsClassifier(BandsClassifier):
+    """Judges as `BandsClassifier`, with each band of the face in four parts from its left to its right: what a corner
+    of the mouth does is not averaged with its middle."""
+
+    columns = 4
+
+
+def statistics_of_parts(x: Tensor, steps: Tensor, parts: tuple[int, int]) -> Tensor:
+    """(B, T, rows, columns, D) -> (B, 2 x parts, D): mean and deviation over time of so many joined rows and columns,
+    over the time steps that `steps` (B, T) marks with 1."""
     share = (steps / steps.sum(1, keepdim=True))[:, :, None, None]
-    x = torch.stack([band.mean(2) for band in x.tensor_split(bands, dim=2)], dim=2)
+    x = means_of_cells(x, *parts).flatten(2, 3)
     mean = (x * share).sum(1)
     variance = ((x - mean[:, None]).square() * share).sum(1)
     return torch.cat((mean, (variance + SMALLEST_VARIANCE).sqrt()), 1)
@@ -56,7 +75,7 @@ def band_statistics(x: Tensor, steps: Tensor, bands: int) -> Tensor:
 
 def create_head(encoder: Encoder, outputs: int, streams: Streams, head: HeadSettings) -> Classifier:
     """The encoder with a new head for what the streams in use can be judged by."""
-    kind = Classifier if head.kind == "layers" else BandsClassifier
+    kind = {"layers": Classifier, "bands": BandsClassifier, "cells": CellsClassifier}[head.kind]
     paths = None if streams == encoder.streams else (streams,)
     network = kind(encoder, outputs, paths, head.missing, head.dropout)
     for part in network.heads.values() if head.init_std is not None else ():

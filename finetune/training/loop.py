@@ -24,6 +24,7 @@ from affekt.finetune.training.outcome import corpus_folder, map_file, prediction
 from affekt.finetune.training.settings import FREE, FinetuneSettings
 from affekt.pretrain.engine import agree, choose_matmul_precision, digest, resolve_precision, start_processes
 from affekt.pretrain.feed import together
+from affekt.pretrain.flops import slow_precision
 from affekt.pretrain.log import say, versions
 from affekt.pretrain.run_folder import lock_folder
 from affekt.pretrain.seen import merged, seen_data
@@ -74,6 +75,9 @@ def get_ready(settings, rank, ranks, device, leave, watchdog, progress) -> Run: 
     if train.threads:
         torch.set_num_threads(train.threads)
     choose_matmul_precision()
+    precision = resolve_precision(train.precision, device)
+    if rank == 0 and (slow := slow_precision(precision, device)):
+        say(slow)
     if train.global_batch % (ranks * train.accumulate):
         raise SettingsError(
             f"train.global_batch {train.global_batch} is not divisible by {ranks} ranks x train.accumulate "
@@ -88,7 +92,7 @@ def get_ready(settings, rank, ranks, device, leave, watchdog, progress) -> Run: 
         clips=clips,
         table=make_table(clips),
         streams=streams,
-        precision=resolve_precision(train.precision, device),
+        precision=precision,
         rank=rank,
         ranks=ranks,
         device=device,

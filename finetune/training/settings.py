@@ -107,8 +107,10 @@ class DataSettings(Settings):
 class HeadSettings(Settings):
     """What judges the encoders' tokens."""
 
-    kind: Literal["layers", "bands"] = Field(
-        "layers", description="layers: of every depth, and fused, as published; bands: mean and deviation per band"
+    kind: Literal["layers", "bands", "cells"] = Field(
+        "layers",
+        description="layers: of every depth, and fused, as published; bands: mean and deviation per band of the "
+        "spectrum and of the face; cells: those of the face also from left to right",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="before the linear map; published: 0")
     init_std: float | None = Field(None, gt=0, description="of the linear map's weights; null: torch's, as published")
