@@ -35,7 +35,7 @@ def evaluate(
     ] = None,
     folds: Annotated[str | None, typer.Option(help="Run these alone, as 1,2; default: all.")] = None,
     baselines: Annotated[
-        str, typer.Option(help="Of majority, mel, pixels, egemaps, compare (the last two need `opensmile`).")
+        str, typer.Option(help="Of majority, mel, pixels, hog, egemaps, compare (the last two need `opensmile`).")
     ] = MAJORITY,
     selected: Annotated[
         str, typer.Option(help="dev: all is chosen on development clips; test: on the test clips, as often published.")

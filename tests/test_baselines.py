@@ -2,12 +2,14 @@
 
 from importlib.metadata import PackageNotFoundError
 
+import cv2
 import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
 from affekt.data.decode import Window
 from affekt.data.errors import DataError, SettingsError
+from affekt.data.loader import eval_loader
 from affekt.data.shard_writer import ShardWriter
 from affekt.data.shards import ShardIndex
 from affekt.finetune.contenders import Classic
@@ -34,6 +36,14 @@ def test_descriptors_are_kept_by_what_they_come_from(tmp_path, encode_clip, monk
     pixels = descriptors("pixels", index, [0, 1], tmp_path / "cache")
     table = statistics(index, [0, 1], Window(frame_stride=2), windows=3, streams="video")
     np.testing.assert_array_equal(pixels, table.take("video_statistics/grid8", np.arange(2)))
+    hog = descriptors("hog", index, [0, 1], tmp_path / "cache")
+    describe = cv2.HOGDescriptor((96, 96), (16, 16), (8, 8), (8, 8), 9)
+    for clip, found in enumerate(hog):
+        (views,) = eval_loader(index, Window(frame_stride=2), indices=[clip], windows_per_clip=3, streams="video")
+        small = [cv2.resize(f, (96, 96), interpolation=cv2.INTER_AREA) for f in views.video.flatten(0, 1).numpy()]
+        seen = [describe.compute(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)).ravel() for frame in small]
+        np.testing.assert_allclose(found, np.mean(seen, axis=0), atol=1e-5)
+    assert hog.shape == (2, 11 * 11 * 4 * 9)
     mel = descriptors("mel", index, [1], tmp_path / "cache")
     heard = []
     both = descriptors("mel", index, [0, 1], tmp_path / "cache", lambda *counts: heard.append(counts))

@@ -1,6 +1,7 @@
 """Baselines without a network: fixed descriptors of the sound or the picture, and a linear support vector machine.
 
 `mel` are means and deviations of log-mel bands over the whole clip, `pixels` those of a coarse grid of the picture,
+`hog` its histograms of oriented gradients (Dalal & Triggs, CVPR 2005, by OpenCV, 4,356 numbers), averaged over frames.
 `egemaps` (Eyben et al. 2016, 88 numbers) and `compare` (ComParE 2016, Schuller et al., 6,373) come from openSMILE,
 which is no dependency of affekt: `pip install opensmile`.
 """
@@ -10,10 +11,12 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,18 +24,21 @@ from safetensors.numpy import save_file
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
 from sklearn.svm import LinearSVC
+from torch import Tensor
 
 from affekt.data.decode import FRAME_LENGTH, Window, decode_sound
 from affekt.data.errors import DataError, SettingsError
 from affekt.data.shards import ShardIndex
-from affekt.finetune.probes.baselines import mel_statistics, statistics
+from affekt.finetune.features import average_views
+from affekt.finetune.probes.baselines import mel_statistics, pixel_statistics
 from affekt.finetune.probes.linear import rotate, standardise
 
-Descriptors = Literal["mel", "pixels", "egemaps", "compare"]
-STREAM = {"mel": "audio", "pixels": "video", "egemaps": "audio", "compare": "audio"}
+Descriptors = Literal["mel", "pixels", "hog", "egemaps", "compare"]
+STREAM = {"mel": "audio", "pixels": "video", "hog": "video", "egemaps": "audio", "compare": "audio"}
 TITLES = {
     "mel": "Mel statistics + linear SVM",
     "pixels": "Pixel statistics + linear SVM",
+    "hog": "Oriented gradients + linear SVM",
     "egemaps": "eGeMAPS + linear SVM",
     "compare": "ComParE 2016 + linear SVM",
 }
@@ -123,8 +129,8 @@ def decision_values(rows: np.ndarray, truth: np.ndarray, others: np.ndarray, cos
 def _extractor(kind: Descriptors) -> Callable[[ShardIndex, int], np.ndarray]:
     if kind == "mel":
         return lambda index, p: _mel(whole_sound(index, p))
-    if kind == "pixels":
-        return _pixels
+    if STREAM[kind] == "video":
+        return partial(_pictures, kind)
     import opensmile
 
     smile = opensmile.Smile(opensmile.FeatureSet[FEATURE_SETS[kind]], opensmile.FeatureLevel.Functionals)
@@ -151,11 +157,27 @@ def _mel(sound: np.ndarray) -> np.ndarray:
     return blocks["audio_statistics/level_change"][0].numpy()
 
 
-def _pixels(index: ShardIndex, position: int) -> np.ndarray:
-    table = statistics(index, [position], Window(frame_stride=2), windows=3, streams="video")
-    if not len(table.blocks.get("video_statistics/grid8", ())):
+def _pictures(kind: Descriptors, index: ShardIndex, position: int) -> np.ndarray:
+    """Of three views of the clip, sixteen frames each."""
+    compute = pixel_statistics if kind == "pixels" else hog_statistics
+    view = {"windows": 3, "streams": "video"}
+    table = average_views(lambda batch, _: compute(batch.video), index, [position], Window(frame_stride=2), **view)
+    block = "video_statistics/grid8" if kind == "pixels" else "video_statistics/hog"
+    if not len(table.blocks.get(block, ())):
         raise SettingsError(f"{index.root}: clip {index.samples[position].id} has no picture that can be decoded")
-    return table.blocks["video_statistics/grid8"][0]
+    return table.blocks[block][0]
+
+
+def hog_statistics(video: Tensor) -> dict[str, Tensor]:
+    """A block from frames (B, T, H, W, 3) uint8: histograms of each frame, resized to 96 x 96, averaged over them."""
+    describe = cv2.HOGDescriptor((96, 96), (16, 16), (8, 8), (8, 8), 9)
+
+    def of_frame(frame: np.ndarray) -> np.ndarray:
+        grey = cv2.cvtColor(cv2.resize(frame, (96, 96), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        return describe.compute(grey)
+
+    clips = [np.mean([of_frame(frame) for frame in clip], axis=0) for clip in video.numpy()]
+    return {"video_statistics/hog": torch.from_numpy(np.stack(clips))}
 
 
 def _key(index: ShardIndex, position: int, stream: str) -> str:
