@@ -99,6 +99,23 @@ def test_the_command_runs_experiments_and_baselines_into_one_table(place):
         score_files([folder])
 
 
+def test_a_class_of_one_speaker_does_not_end_an_evaluation(place, tone_shards, tmp_path):
+    def words(who, take):
+        sound = ["angry", "sad"][take % 2]
+        return sound, "rare" if who == 4 and take < 2 else sound
+
+    shards = tone_shards(tmp_path / "rare", words)
+    arguments = ["evaluate", str(place / "tuned.yaml"), "--protocol", "kfold:speaker:3", "--out", str(tmp_path / "out")]
+    arguments += [f"data.shards={shards}", "--bootstrap", "100"]
+    done = subprocess.run([sys.executable, "-m", "affekt", *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "rare: test clips have classes that no training clip has: rare, which nothing can learn" in done.stderr
+    tuned, *_ = Results.read(tmp_path / "out" / "results.json").systems
+    rare = tuned.confusion[["angry", "rare", "sad"].index("rare")]
+    assert tuned.clips == 24 and sum(rare) == 2 and sum(map(sum, tuned.confusion)) == 24
+    assert np.isfinite([tuned.scores[name].value for name in ("uar", "war", "ece", "nll")]).all()
+
+
 def test_what_would_have_no_effect_on_an_evaluation_is_refused(place, shards, tmp_path, capsys):
     tuned, probe = str(place / "tuned.yaml"), str(place / "probe.yaml")
     start = ["evaluate", "--protocol", "kfold:speaker:3", "--out", str(tmp_path / "out"), "--baselines", "majority"]

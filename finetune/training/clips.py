@@ -1,7 +1,7 @@
 """From settings to clips: what each corpus has to learn from, to choose on and to score, and the classes of all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,13 @@ class Part:
 
 @dataclass
 class Clips:
-    """All corpora, and the classes and dimensions of the head, which are those of any of them."""
+    """All corpora, and the classes and dimensions of the head, which are those of any of them. `notes` tell the user
+    which classes are judged that nothing teaches."""
 
     parts: list[Part]
     classes: list[str]
     dimensions: dict[str, tuple[float, float]]
+    notes: list[str] = field(default_factory=list)
 
     def corpora(self, with_dev: bool = False, balance: bool = False) -> list[Corpus]:
         """What is trained on, for the loader; with `balance` the classes of each corpus in equal shares."""
@@ -59,8 +61,8 @@ class Clips:
 
 def open_clips(settings: FinetuneSettings, streams: Streams) -> Clips:
     """Open the shards, choose the sides and make the targets. Raises SettingsError where sides share a group or a
-    source file, also those of two corpora, a part is empty, or a class is judged that nothing teaches; DataError for
-    labels that are none."""
+    source file, also those of two corpora, a part is empty, or none of the classes that it judges is taught; DataError
+    for labels that are none."""
     parts = [_open_part(corpus, streams) for corpus in settings.data.parts]
     _check_apart(parts, settings.data.parts)
     for part in parts if settings.train.choose_on == "test" else ():
@@ -80,7 +82,7 @@ def open_clips(settings: FinetuneSettings, streams: Streams) -> Clips:
     for part in parts if temperature > 1 and not stated else ():
         part.weight = len(part.train) ** (1 / temperature)
     clips = Clips(parts, classes, dimensions)
-    _check_taught(clips)
+    clips.notes = _untaught(clips)
     return clips
 
 
@@ -133,7 +135,9 @@ def _marks(row: dict[str, Any], group: str) -> list[tuple[str, str]]:
     return [(what, name) for what, name in marks if name]
 
 
-def _check_taught(clips: Clips) -> None:
+def _untaught(clips: Clips) -> list[str]:
+    """Classes that are judged and that no training clip has: as in a fold that leaves the one speaker out who has a
+    rare class. Raises SettingsError where all are so."""
     taught: set[str] = set()
     for part in clips.parts:
         hot = np.nan_to_num(part.targets.target[part.train]).max(0, initial=0)
@@ -142,12 +146,17 @@ def _check_taught(clips: Clips) -> None:
         raise SettingsError(
             f"the clips to learn from have one class alone ({', '.join(taught) or 'none'}); it takes two"
         )
+    notes = []
     for part in clips.parts:
         for side, positions in (("development", part.dev), ("test", part.test)):
             labels = part.targets.label[positions]
-            missing = sorted({part.targets.classes[k] for k in labels[labels >= 0]} - taught)
-            if missing:
-                raise SettingsError(f"{part.name}: {side} clips have classes that no training clip has: {missing}")
+            judged = {part.targets.classes[k] for k in labels[labels >= 0]}
+            if missing := sorted(judged - taught):
+                note = f"{part.name}: {side} clips have classes that no training clip has: {', '.join(missing)}"
+                if not judged & taught:
+                    raise SettingsError(note)
+                notes.append(f"{note}, which nothing can learn")
+    return notes
 
 
 def check_leaks(clips: Clips, settings: FinetuneSettings, seen: dict[str, Any] | None) -> dict[str, Any]:

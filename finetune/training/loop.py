@@ -86,6 +86,8 @@ def get_ready(settings, rank, ranks, device, leave, watchdog, progress) -> Run: 
     streams = streams_of(settings)
     settings.varied.check(streams, settings.data.augment)
     clips = open_clips(settings, streams)
+    for note in clips.notes if rank == 0 else ():
+        say(note)
     seen = seen_before(settings)
     return Run(
         settings=settings,
