@@ -160,6 +160,11 @@ def planted(data: Path) -> list[Row]:
         affekt("finetune", "synth_finetune", f"streams={stream}", f"out=runs/synth_{name}", *ALONE[stream])
         tuned = Results.read(f"runs/synth_{name}/results.json")
         rows.append(row("Planted", f"fine-tuned, {name}", f"planted_{name}_finetune_uar", tuned, 0))
+    classic = evaluate("fixed:split", "--shards", "shards/synth", baselines=["mel", "pixels", "hog"])
+    rows += [
+        row("Planted", system.title, f"{system.name.partition(':')[0]}_planted_uar", classic, at)
+        for at, system in enumerate(classic.systems)
+    ]
     models = (f"--{name}=runs/synth_{name}/seed-0/model" for name in ("voice", "face"))
     conflict.main(["shards/synth_conflict", *models])
     return rows
@@ -176,7 +181,7 @@ def pretrain(config: str, procs: int = 1) -> None:
 
 
 def evaluate(protocol: str, *models: str, baselines: list[str]) -> Results:
-    out = f"runs/quality/{protocol}"
+    out = f"runs/quality/{protocol.replace(':', '_')}"
     affekt("evaluate", *models, "--protocol", protocol, "--baselines", ",".join(baselines), "--out", out)
     return Results.read(f"{out}/results.json")
 

@@ -27,13 +27,13 @@ from affekt.finetune.predictions import Kind
 from affekt.finetune.training.adapting import Adapting
 from affekt.finetune.training.heads import create_head
 from affekt.finetune.training.settings import HeadSettings
+from affekt.pretrain.engine import AUTOCAST
 from affekt.pretrain.export import create_encoder
 from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.seen import SEEN_FILE, stamped
 
 FORMAT, VERSION = "affekt-finetuned", "1.0"
 FILES = {"model.safetensors", "config.json", "preprocess.json", SEEN_FILE, "README.md"}
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass

@@ -30,7 +30,7 @@ LEARNING = (
     Curve("Reconstruction error", {"Picture": ("loss_video", "video"), "Sound": ("loss_audio", "audio")}),
     Curve("Contrast between picture and sound", {"Contrast": ("loss_contrast", "both")}),
     Curve("Error of the sound's statistics", {"Sound": ("loss_functionals", "audio")}),
-    Curve("Error of the picture's edges", {"Picture": ("loss_gradients", "video")}),
+    Curve("Error of the picture's edges", {"Picture": ("loss_edges", "video")}),
     Curve("Learning rate", {"Rate": ("lr", "random")}, zero=True, smoothed=False),
     Curve("Clips per second", {"Clips per second": ("clips_per_s", "statistics")}, zero=True),
 )

@@ -19,7 +19,7 @@ from affekt.pretrain.hicmae import (
 from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.patches import mean_of_tokens
 
-NOT_EXPORTED = ("decoder_", "functionals", "gradients")  # what predicts, and is of no use behind the encoders
+NOT_EXPORTED = ("decoder_", "functionals", "edges")  # what predicts, and is of no use behind the encoders
 
 
 class Encoder(nn.Module):

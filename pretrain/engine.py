@@ -16,6 +16,7 @@ from affekt.data.machine import keep_freed_memory
 from affekt.pretrain.rendezvous import join_group
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # over float32 weights
 EXACT_MATMUL = 1e-6  # relative error of a float32 product; bf16 inputs would give 1e-3
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from affekt.data.transforms import Inputs, plain_mel
+from affekt.pretrain.engine import AUTOCAST
 from affekt.pretrain.functionals import functionals
 from affekt.pretrain.hicmae import HiCMAE, patches_audio, patches_video
 from affekt.pretrain.hicmae_settings import HiCMAESettings
@@ -30,7 +32,7 @@ PEAK_TFLOPS = {
     r"\bRTX 4090\b": (165, 82.6),
     r"\bRTX 3090\b": (71, 35.6),
 }
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CLEARLY = 4  # times slower; two short measurements on a busy machine differ by less
 GEMM_SIDE, GEMM_ROUNDS = 512, 8  # 0.27 GFLOP a product: milliseconds, and large enough to run at the full rate
 
 
@@ -84,13 +86,14 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float | None, str]
     return None, f"the peak of {name} is not known here"
 
 
+@cache
 def slow_precision(precision: str, device: torch.device) -> str | None:
     """What to tell who trains on a CPU in a precision that it is slow in, as one without instructions for bf16, where a
-    product takes tens of times as long as in fp32; None where all is well."""
+    product takes tens of times as long as in fp32; None where it takes no longer than a busy machine might make it."""
     if device.type != "cpu" or precision == "fp32":
         return None
-    half, full = (_gemm_rate(dtype, rounds=2) for dtype in (DTYPES[precision], torch.float32))
-    if half > full:
+    half, full = (_gemm_rate(dtype, rounds=2) for dtype in (AUTOCAST[precision], torch.float32))
+    if half * CLEARLY > full:
         return None
     return (
         f"train.precision={precision}: no fast {precision} on this CPU, {half / 1e9:.3g} GFLOP/s in a large product, "

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from affekt.data.batch import Batch
 from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs, plain_mel
+from affekt.pretrain.edges import NUM_EDGES, edges
 from affekt.pretrain.encoders import Decoder, FusionEncoder, ModalityEncoder, init_weights
 from affekt.pretrain.functionals import FunctionalsHead, Told, functionals, steps_seen
 from affekt.pretrain.gather import Gather
-from affekt.pretrain.gradients import NUM_GRADIENTS, gradients
 from affekt.pretrain.hicmae_settings import HiCMAESettings
 from affekt.pretrain.layers import Mlp
 from affekt.pretrain.masks import Mask, random_mask, tube_mask
@@ -60,8 +60,6 @@ class HiCMAE(nn.Module):
             self.encoder_video = ModalityEncoder(video_patch, positions(s.grid_video, s.embed_dim), *encoder)
             table = positions(s.grid_video, s.decoder_embed_dim)
             self.decoder_video = Decoder(s.embed_dim, video_patch, table, *decoder)
-            if s.gradients_weight:
-                self.gradients = nn.Linear(s.embed_dim, NUM_GRADIENTS)
         if s.streams != "video":
             self.encoder_audio = ModalityEncoder(audio_patch, positions(s.grid_audio, s.embed_dim), *encoder)
             table = positions(s.grid_audio, s.decoder_embed_dim)
@@ -75,6 +73,9 @@ class HiCMAE(nn.Module):
                     heads = [Mlp(s.embed_dim, s.projector_dim, s.projector_dim) for _ in s.taps]
                     setattr(self, f"projector_{stream}", nn.ModuleList(heads))
         init_weights(self)
+        if s.edges_weight and s.streams != "audio":  # last: all else is as the seed has it without
+            self.edges = nn.Linear(s.embed_dim, NUM_EDGES)
+            init_weights(self.edges)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep no activations inside of blocks and compute them again in the backward pass: less memory, more time."""
@@ -108,7 +109,7 @@ class HiCMAE(nn.Module):
         whole: Whole | None = None,
         only_features: bool = False,
     ) -> dict[str, Tensor]:
-        """`{"loss", "loss_video", "loss_audio", "loss_contrast", "loss_functionals", "loss_gradients"}`, scalars, those
+        """`{"loss", "loss_video", "loss_audio", "loss_contrast", "loss_functionals", "loss_edges"}`, scalars, those
         that the streams and the settings allow. With `whole` the inputs are a part of a batch, and the mean over its
         parts is the loss of the batch. `only_features` gives `{"features"}`, what the contrast is between, alone."""
         s, tokens = self.settings, whole.tokens if whole else (None,) * 4
@@ -136,12 +137,12 @@ class HiCMAE(nn.Module):
             error = self.error_of_functionals(told, targets["functionals"], inputs, mask_audio, tokens[2:])
             losses["loss_functionals"] = error
             losses["loss"] = losses["loss"] + s.functionals_weight * losses["loss_functionals"]
-        if "video" in predictions and s.gradients_weight:
-            told, weight = self.gradients(taps["video"][-1]), inputs.has_video[:, None].float()
+        if "video" in predictions and s.edges_weight:
+            told, weight = self.edges(taps["video"][-1]), inputs.has_video[:, None].float()
             seen = None if whole is None else tokens[0] * told.shape[1] / mask_video.ids_mask.shape[1]
-            error = reconstruction_loss(told, targets["gradients"], weight.expand(told.shape[:2]), seen)
-            losses["loss_gradients"] = error
-            losses["loss"] = losses["loss"] + s.gradients_weight * error
+            error = reconstruction_loss(told, targets["edges"], weight.expand(told.shape[:2]), seen)
+            losses["loss_edges"] = error
+            losses["loss"] = losses["loss"] + s.edges_weight * error
         if pairs:
             losses["loss_contrast"] = self.contrast(*pairs)
         elif whole and whole.contrast is not None:
@@ -203,14 +204,14 @@ class HiCMAE(nn.Module):
 
     def targets(self, inputs: Inputs, mask_video: Mask, mask_audio: Mask) -> dict[str, Any]:
         """What the decoders are to predict, (B, M, P) by stream, for hidden patches alone, and what the encoders are to
-        tell: the `Told` of the sound, the gradients (B, K, NUM_GRADIENTS) of visible patches."""
+        tell: the `Told` of the sound, the edges (B, K, NUM_EDGES) of visible patches."""
         s, targets = self.settings, {}
         if s.streams != "audio":
             hidden = gather_tokens(patches_video(inputs, s), mask_video.ids_mask)
             targets["video"] = video_target(hidden, s.tubelet_size, s.frame_difference)
-            if s.gradients_weight:
-                edges = gradients(inputs.video, s.tubelet_size, s.patch_size)
-                targets["gradients"] = gather_tokens(edges, mask_video.ids_keep)
+            if s.edges_weight:
+                everywhere = edges(inputs.video, s.tubelet_size, s.patch_size)
+                targets["edges"] = gather_tokens(everywhere, mask_video.ids_keep)
         if s.streams != "video":
             targets["audio"], _, _ = standardise_audio(gather_tokens(patches_audio(inputs, s), mask_audio.ids_mask))
             if s.functionals_weight:

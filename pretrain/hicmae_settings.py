@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from affekt.data.batch import Streams
 from affekt.data.settings import Settings
 from affekt.data.transforms import MEL_WINDOW_MS, Preprocess
-from affekt.pretrain.gradients import CELLS
+from affekt.pretrain.edges import CELLS
 
 CONTRAST = (
     "temperature",
@@ -68,7 +68,7 @@ class HiCMAESettings(Settings):
         ge=0,
         description="of descriptors of the sound told from visible tokens, best at mel_window_ms 64; published: 0",
     )
-    gradients_weight: float = Field(
+    edges_weight: float = Field(
         0.0, ge=0, description="of edges and their directions in small cells, told from visible patches; published: 0"
     )
     positions: Literal["flat", "factorised"] = Field(
@@ -117,8 +117,8 @@ class HiCMAESettings(Settings):
                 )
         if self.functionals_weight and (self.mel_bins < 64 or self.mel_frames < 16):
             raise ValueError("functionals_weight: pitch and slopes need mel_bins of 64 and mel_frames of 16 at least")
-        if self.gradients_weight and self.patch_size % CELLS:
-            raise ValueError(f"gradients_weight: patch_size {self.patch_size} has to be divisible by {CELLS}")
+        if self.edges_weight and self.patch_size % CELLS:
+            raise ValueError(f"edges_weight: patch_size {self.patch_size} has to be divisible by {CELLS}")
         if self.projector_dim and not self.contrast_weight:
             raise ValueError("projector_dim: with contrast_weight 0 nothing trains projection heads; leave it out")
         maps = {"mask_ratio_video": math.prod(self.grid_video[1:]), "mask_ratio_audio": math.prod(self.grid_audio)}
@@ -133,6 +133,6 @@ class HiCMAESettings(Settings):
         idle = {
             "both": [],
             "video": ["mask_ratio_audio", "mel_window_ms", "functionals_weight", *CONTRAST],
-            "audio": ["mask_ratio_video", "frame_difference", "gradients_weight", *CONTRAST],
+            "audio": ["mask_ratio_video", "frame_difference", "edges_weight", *CONTRAST],
         }
         return [name for name in idle[self.streams] if getattr(self, name) != type(self).model_fields[name].default]

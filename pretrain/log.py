@@ -24,7 +24,7 @@ SHORT = {
     "loss_audio": "audio",
     "loss_contrast": "contrast",
     "loss_functionals": "functionals",
-    "loss_gradients": "gradients",
+    "loss_edges": "edges",
     "grad_norm": "grad",
 }
 # What differs between two runs that are otherwise equal.

@@ -26,6 +26,7 @@ from affekt.data.shards import ShardIndex
 from affekt.data.split import assert_disjoint, group_fraction, group_of, labelled_clips, where
 from affekt.data.transforms import Preprocess
 from affekt.pretrain.encoder import Encoder
+from affekt.pretrain.engine import AUTOCAST
 from affekt.pretrain.flops import encoding_flops, training_flops
 from affekt.pretrain.hicmae import HiCMAE
 from affekt.pretrain.hicmae_settings import HiCMAESettings
@@ -43,7 +44,6 @@ from affekt.pretrain.meters import (
 # Between two probes training does this many times their arithmetic. Where steps are so quick that starting kernels
 # costs more than running them, as on a GPU, the number of steps decides.
 TIMES_THE_WORK, LEAST_STEPS = 100, 1000
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class OnlineProbeSettings(Settings):
@@ -136,7 +136,7 @@ class OnlineProbe:
     @torch.no_grad()
     def embed(self) -> dict[str, Tensor]:
         """L2-normalised embeddings (n, D) by stream, of the clips of all ranks."""
-        half = HALF.get(self.precision)
+        half = AUTOCAST.get(self.precision)
         parts: dict[str, list[Tensor]] = {}
         with untouched(self.encoder, self.device), torch.autocast(self.device.type, half, enabled=half is not None):
             for batch in self.batches:

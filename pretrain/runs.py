@@ -20,7 +20,7 @@ COMPARED = (
     "loss_audio",
     "loss_contrast",
     "loss_functionals",
-    "loss_gradients",
+    "loss_edges",
     "grad_norm",
     "lr",
     "clips_per_s",

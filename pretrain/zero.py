@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from affekt.pretrain.engine import AUTOCAST
 from affekt.pretrain.optim import clip_gradients
 from affekt.pretrain.pieces import numbers_to_save, parameter_shapes, restore_moments
 
@@ -39,7 +40,7 @@ class Engine:
         import deepspeed
 
         self.stage, self.accumulate, self.clip, self._parts = stage, accumulate, clip, 0
-        self.half = _AUTOCAST.get(precision)
+        self.half = AUTOCAST.get(precision)
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulate,
@@ -156,9 +157,6 @@ class Engine:
         """Let go of DeepSpeed's hooks and buffers: what is left of stage 3 may abort the interpreter at its end."""
         self.deepspeed.destroy()
         dist.barrier()
-
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _zero(stage: int, offload: Offload) -> dict:

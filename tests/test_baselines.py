@@ -44,6 +44,15 @@ def test_descriptors_are_kept_by_what_they_come_from(tmp_path, encode_clip, monk
         seen = [describe.compute(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)).ravel() for frame in small]
         np.testing.assert_allclose(found, np.mean(seen, axis=0), atol=1e-5)
     assert hog.shape == (2, 11 * 11 * 4 * 9)
+    (tmp_path / "damaged").mkdir()
+    for path in tmp_path.glob("*.*"):
+        content = bytearray(path.read_bytes())
+        if path.suffix == ".tar":
+            at = content.index(b"\xff\xd8\xff")  # where the first picture begins
+            content[at + 20 : at + 200] = bytes(180)
+        (tmp_path / "damaged" / path.name).write_bytes(content)
+    with pytest.raises(DataError, match="no hog descriptors of c0: checksum"):
+        descriptors("hog", ShardIndex.open(tmp_path / "damaged"), [0, 1], tmp_path / "other")
     mel = descriptors("mel", index, [1], tmp_path / "cache")
     heard = []
     both = descriptors("mel", index, [0, 1], tmp_path / "cache", lambda *counts: heard.append(counts))

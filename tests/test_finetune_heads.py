@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from affekt.arguments import find_experiment
+from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs
 from affekt.finetune.training.heads import statistics_of_parts
 from affekt.finetune.training.network import create_network, set_drop_path
@@ -61,6 +62,10 @@ def test_padding_changes_no_judgement(kind):
 @pytest.mark.parametrize("kind", ["layers", "bands", "cells"])
 @pytest.mark.parametrize("streams", ["both", "audio", "video"])
 def test_every_weight_that_is_trained_gets_a_gradient(kind, streams):
+    if (kind, streams) == ("cells", "audio"):
+        with pytest.raises(SettingsError, match="sound alone has none"):
+            create_network(settings(head={"kind": kind}, streams=streams), 5, {}, seed=0)
+        return
     network = create_network(settings(head={"kind": kind}, streams=streams), 5, {}, seed=0)
     whole = inputs()
     batch = Inputs(

@@ -143,7 +143,7 @@ gc.disable()
 torch.manual_seed(int(sys.argv[5]))
 small = {"embed_dim": 24, "depth": 2, "taps": (1, 2), "decoder_embed_dim": 16, "img_size": 32, "mel_frames": 64}
 contrast = {"contrast_weight": 0.5, "projector_dim": 8, "contrast_exclude": "speaker", "functionals_weight": 0.5}
-contrast["gradients_weight"] = 0.5
+contrast["edges_weight"] = 0.5
 model = create_model("hicmae_nano", **small, mask_ratio_video=0.5, **contrast).double()
 for parameter in model.parameters():
     torch.nn.init.normal_(parameter, parameter.mean().item(), 0.1)
@@ -212,7 +212,7 @@ def test_a_model_on_two_ranks_is_the_model_on_one(seed, tmp_path):
         ]
         assert [rank.wait(timeout=200) for rank in ranks] == [0] * world
         found[world] = torch.load(tmp_path / f"{world}.pt", weights_only=True)
-    assert {"loss", "loss_video", "loss_audio", "loss_contrast", "loss_functionals", "loss_gradients"} < set(found[1])
+    assert {"loss", "loss_video", "loss_audio", "loss_contrast", "loss_functionals", "loss_edges"} < set(found[1])
     for name, value in found[1].items():
         worst = (found[2][name] - value).abs().max().item()
         assert worst <= 1e-6 * value.abs().max().item(), name

@@ -23,7 +23,7 @@ CONTRAST = {
     "projector_dim": 8,
     "contrast_exclude": "speaker",
     "functionals_weight": 0.5,
-    "gradients_weight": 0.5,
+    "edges_weight": 0.5,
 }
 
 

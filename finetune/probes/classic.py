@@ -162,9 +162,11 @@ def _pictures(kind: Descriptors, index: ShardIndex, position: int) -> np.ndarray
     compute = pixel_statistics if kind == "pixels" else hog_statistics
     view = {"windows": 3, "streams": "video"}
     table = average_views(lambda batch, _: compute(batch.video), index, [position], Window(frame_stride=2), **view)
+    for clip, cause in table.unread.items():
+        raise DataError(f"{index.root}: no {kind} descriptors of {clip}: {cause}")
     block = "video_statistics/grid8" if kind == "pixels" else "video_statistics/hog"
     if not len(table.blocks.get(block, ())):
-        raise SettingsError(f"{index.root}: clip {index.samples[position].id} has no picture that can be decoded")
+        raise SettingsError(f"{index.root}: clip {index.samples[position].id} has no picture")
     return table.blocks[block][0]
 
 

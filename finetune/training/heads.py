@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from affekt.data.batch import Streams
+from affekt.data.errors import SettingsError
 from affekt.data.transforms import Inputs
 from affekt.finetune.classifier import Classifier
 from affekt.finetune.pooling import BANDS, means_of_cells
@@ -74,7 +75,10 @@ def statistics_of_parts(x: Tensor, steps: Tensor, parts: tuple[int, int]) -> Ten
 
 
 def create_head(encoder: Encoder, outputs: int, streams: Streams, head: HeadSettings) -> Classifier:
-    """The encoder with a new head for what the streams in use can be judged by."""
+    """The encoder with a new head for what the streams in use can be judged by. Raises SettingsError for a head that
+    these have nothing for."""
+    if head.kind == "cells" and streams == "audio":
+        raise SettingsError("head.kind `cells` divides the face, and sound alone has none: choose bands")
     kind = {"layers": Classifier, "bands": BandsClassifier, "cells": CellsClassifier}[head.kind]
     paths = None if streams == encoder.streams else (streams,)
     network = kind(encoder, outputs, paths, head.missing, head.dropout)

@@ -121,7 +121,8 @@ def claim_folder(run: Run):
     lock = lock_folder(out)
     if (out / MARK).exists():
         theirs = json.loads((out / MARK).read_text(encoding="utf-8"))
-        changes = changes_between(theirs["settings"], ours["settings"], (*FREE, "seeds", "bootstrap"))
+        before = FinetuneSettings.parse_saved(theirs["settings"], str(out / MARK)).model_dump(mode="json")
+        changes = changes_between(before, ours["settings"], (*FREE, "seeds", "bootstrap"))
         changes |= changes_between(*({k: x[k] for k in ("data", "weights")} for x in (theirs, ours)), ())
         if changes:
             lines = [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()]

@@ -2,8 +2,8 @@
 
 Brows, lids and lips are edges, and an emotion moves them by less than a patch: plain pixels tell little of that, their
 gradients much (Dalal & Triggs, CVPR 2005). To predict them is the task of MaskFeat (Wei et al., CVPR 2022, section 3.2)
-for hidden patches; here the encoder's last layer tells those of the patches it sees, so that it keeps what a probe or a
-fine-tuning needs, as `pretrain.functionals` has it tell the sound's.
+for hidden patches; here the encoder's deepest tap tells those of the patches it sees, so that it keeps what a probe or
+a fine-tuning needs, as `pretrain.functionals` has it tell the sound's.
 """
 
 import torch
@@ -14,14 +14,14 @@ from affekt.data.transforms import picture_constants
 
 CELLS = 4  # on each side of a patch
 ORDERS = 4  # of the circular harmonics of the directions: as much as nine bins hold, without borders between them
-NUM_GRADIENTS = CELLS**2 * (1 + 2 * ORDERS)
+NUM_EDGES = CELLS**2 * (1 + 2 * ORDERS)
 FAINT = 0.02  # of the range of grey: below this, patches hold noise, and their targets go to 0
 SMALLEST = 1e-12  # under a square root
 
 
 @torch.no_grad()
-def gradients(video: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
-    """ImageNet-normalised (B, 3, T, H, W) -> (B, N, NUM_GRADIENTS) for every patch, of its tubelet's first frame.
+def edges(video: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
+    """ImageNet-normalised (B, 3, T, H, W) -> (B, N, NUM_EDGES) for every patch, of its tubelet's first frame.
 
     In each cell the sum of the gradients' sizes and of their directions' harmonics: with size m and direction a, which
     light on dark shares with dark on light, the means of m, m cos 2ka and m sin 2ka, k = 1..ORDERS. A patch is divided
