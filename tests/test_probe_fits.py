@@ -15,7 +15,7 @@ from affekt.finetune.features import FeatureTable
 from affekt.finetune.probes.heads import heads_of
 from affekt.finetune.probes.linear import Path, rotate, standardise
 from affekt.finetune.probes.menu import best_of, fit_choice, search_both, search_stream
-from affekt.finetune.probes.results import write_json
+from affekt.finetune.probes.results import at_the_end, write_json
 from affekt.finetune.probes.task import Task
 
 # The fit.
@@ -151,3 +151,25 @@ def test_results_survive_a_kill_at_any_moment(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"uar": float("nan")})
     assert json.loads(path.read_text()) == value
+
+
+def test_a_choice_at_the_end_of_the_menu_is_told():
+    def results(scores, head="ridge", features="pretrained"):
+        options = [0.1, 0.01, 0.001]
+        best = options[int(np.argmax(scores))]
+        same = {"features": features, "stream": "audio", "head": head}
+        row = {"system": "s", "kind": "chosen", "choices": [{"blocks": ["audio_1/mean"], "option": best}]} | same
+        return {
+            "rows": [row],
+            "trials": [{"blocks": ["audio_1/mean"], "options": options, "dev_scores": scores} | same],
+        }
+
+    [weak], [strong] = at_the_end(results([0.4, 0.5, 0.6])), at_the_end(results([0.6, 0.5, 0.4]))
+    assert weak.startswith("s: the best penalty, 0.001, is the weakest") and "0.1, is the strongest" in strong
+    for quiet in (
+        results([0.5, 0.6, 0.5]),
+        results([0.6, 0.6, 0.5]),  # the next one is as good
+        results([0.4, 0.5, 0.6], head="knn"),
+        results([0.4, 0.5, 0.6], features="random"),
+    ):
+        assert at_the_end(quiet) == []

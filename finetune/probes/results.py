@@ -27,6 +27,7 @@ HEAD_NAMES = {
     "broad": "broad learning",
     "layer_weights": "weighted layers",
 }
+PENALISED = ("logistic", "ridge", "broad")
 STREAM_NAMES = {"audio": "Audio", "video": "Video", "both": "Both"}
 
 
@@ -82,6 +83,27 @@ def show_table(results: dict[str, Any], console: Console) -> None:
         )
     for part in results["layers"]:
         console.print(told_layers(part), highlight=False)
+    for line in at_the_end(results):
+        console.print(line, highlight=False)
+
+
+def at_the_end(results: dict[str, Any]) -> list[str]:
+    """A line for each choice of the pre-trained encoder whose penalty is the first or last of its menu and better than
+    its neighbour there: what lies beyond may be better still."""
+    tried = {(t["stream"], t["head"], *t["blocks"]): t for t in results["trials"] if t["features"] == "pretrained"}
+    lines = []
+    for row in results["rows"]:
+        if row["features"] != "pretrained" or row["kind"] != "chosen" or row["head"] not in PENALISED:
+            continue
+        trial = tried[(row["stream"], row["head"], *row["choices"][0]["blocks"])]
+        scores, place = trial["dev_scores"], trial["options"].index(row["choices"][0]["option"])
+        for end, at, inner in (("strongest", 0, 1), ("weakest", len(scores) - 1, -2)):
+            if place == at and len(scores) > 1 and scores[at] > scores[inner]:
+                lines.append(
+                    f"{row['system']}: the best penalty, {trial['options'][at]:g}, is the {end} of the menu; "
+                    "`penalties` that go further may do better"
+                )
+    return lines
 
 
 def told_layers(part: dict[str, Any]) -> str:
