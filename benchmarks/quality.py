@@ -148,7 +148,7 @@ def planted(data: Path) -> list[Row]:
     for corpus, how in SYNTHETIC.items():
         affekt("synth", f"runs/{corpus}_corpus", *how, unless=f"shards/{corpus}/index.safetensors")
         affekt("prepare", f"runs/{corpus}_corpus/manifest.csv", f"shards/{corpus}", "--size", "112")
-    pretrain("synth")
+    pretrain("synth", procs=2)
     affekt("probe", "synth_probe", unless="runs/synth/probe/results.json")
     rows, told = [], Results.read("runs/synth/probe/results.json")
     for system in told.systems:
